@@ -1,0 +1,48 @@
+"""Errors that a user reads: one sentence on what is wrong, and a hint on what to do."""
+
+from __future__ import annotations
+
+
+class SFRError(Exception):
+    """A failure that is explained to the user.
+
+    ``message`` is one sentence that names what is wrong and with which file, ``hint`` says what to do,
+    ``code`` is a stable word for programs, ``exit_code`` what the command line returns.
+    """
+
+    default_code = "error"
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "", code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.code = code or self.default_code
+
+
+class InputError(SFRError):
+    """Bad usage or bad input: a file, a value or an option that cannot be used."""
+
+    default_code = "input"
+    exit_code = 2
+
+
+class Cancelled(SFRError):
+    """The user asked the job to stop; what was done is kept."""
+
+    default_code = "cancelled"
+    exit_code = 3
+
+
+class OutOfMemory(SFRError):
+    """Memory of the computer or of the GPU ran out."""
+
+    default_code = "out_of_memory"
+    exit_code = 4
+
+
+class DiskFull(SFRError):
+    """A file could not be written because the disk is full."""
+
+    default_code = "disk_full"
+    exit_code = 4
