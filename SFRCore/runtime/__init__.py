@@ -1,0 +1,1 @@
+"""What a running job needs: safe files, locks, events, the process itself."""
