@@ -77,8 +77,8 @@ class StitchLayout:
     def stitch(self, patch: Array, fill: float, *, smooth: bool = False) -> Array:
         """Lay patches (..., X, Y, Z) out as canvases (..., N, S, S) of the same type.
 
-        ``fill`` is written where no slice lies (0 for images, 255 for labels to be ignored). With zoom, voxels
-        are repeated, or interpolated bilinearly within their slice where ``smooth`` (for images).
+        ``fill`` is written where no slice lies (0 for images, 255 for labels to be ignored). With zoom,
+        voxels are repeated, or interpolated bilinearly within their slice where ``smooth`` (for images).
         """
         if isinstance(patch, np.ndarray):
             return self.stitch(torch.from_numpy(np.ascontiguousarray(patch)), fill, smooth=smooth).numpy()
@@ -167,7 +167,7 @@ class StitchLayout:
 
 
 def choose_canvas(patch_size: tuple[int, int, int], limit: int, multiple: int = 16) -> tuple[int, int]:
-    """(canvas size, zoom) for patches (X, Y, Z) on a foundation model with canvases of at most ``limit`` pixels.
+    """(canvas size, zoom) for patches (X, Y, Z) on a foundation model whose canvas is at most ``limit`` px.
 
     The canvas is the smallest multiple of ``multiple`` that holds all slices, or the limit where none does
     (several canvases are used then). Where the slices would fill less than half of the limit's canvas, they
