@@ -1,0 +1,111 @@
+"""Prediction of a whole volume from overlapping patches."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Weighting = Literal["uniform", "gaussian"]
+
+_GAUSSIAN_SIGMA = 1 / 8
+_GAUSSIAN_FLOOR = 1e-2
+
+
+def fast_stride(patch: Sequence[int]) -> tuple[int, int, int]:
+    """The stride (X, Y, Z) at which neighbouring patches overlap by one quarter."""
+    x, y, z = (max(1, size * 3 // 4) for size in patch)
+    return x, y, z
+
+
+def window_starts(size: int, patch: int, stride: int) -> list[int]:
+    """First voxels of the patches along an axis of ``size`` >= ``patch``: min(i * stride, size - patch)."""
+    count = math.ceil((size - patch) / stride) + 1
+    return [min(index * stride, size - patch) for index in range(count)]
+
+
+def sliding_window(
+    probabilities: Callable[[Tensor], Tensor],
+    volume: npt.NDArray[np.floating],
+    patch: Sequence[int],
+    *,
+    stride: Sequence[int],
+    batch: int = 4,
+    device: torch.device | str = "cpu",
+    weighting: Weighting = "uniform",
+    progress: Callable[[int, int], None] | None = None,
+    check: Callable[[], None] | None = None,
+) -> npt.NDArray[np.float32]:
+    """Averaged class probabilities (C, X, Y, Z), float32, of a volume (X, Y, Z) or (I, X, Y, Z).
+
+    ``probabilities`` maps patches (B, I, *patch) on ``device`` to class probabilities (B, C, *patch). Axes
+    smaller than the patch are padded with 0 on both sides, and cropped again. Overlaps are averaged with
+    equal weights, or with a Gaussian of an eighth of the patch (``weighting="gaussian"``). ``progress(done,
+    total)`` counts patches; ``check()`` is called before every batch and may raise to stop. Sums are kept
+    in main memory: 4 bytes a class and voxel. Raises ValueError for sizes that do not fit.
+
+    Source: SFR ``test_util_singleclass.py`` and UA-MT ``test_util.py`` (uniform weights).
+    """
+    if volume.ndim == 3:
+        volume = volume[None]
+    if volume.ndim != 4 or len(patch) != 3 or len(stride) != 3:
+        raise ValueError(f"A volume of shape {volume.shape} does not fit patch {patch} and stride {stride}.")
+    if batch < 1 or any(not 0 < step <= size for step, size in zip(stride, patch, strict=True)):
+        raise ValueError(f"The stride {stride} must lie between 1 and the patch {patch}, the batch above 0.")
+
+    inner = volume.shape[1:]
+    missing = [max(0, size - dim) for size, dim in zip(patch, inner, strict=True)]
+    before = [total // 2 for total in missing]
+    if any(missing):
+        margins = [(0, 0)] + [(low, total - low) for low, total in zip(before, missing, strict=True)]
+        volume = np.pad(volume, margins)
+    size = volume.shape[1:]
+
+    weights = [_axis_weights(length, weighting) for length in patch]
+    window_weight = torch.from_numpy(weights[0][:, None, None] * weights[1][:, None] * weights[2])
+    grid = [window_starts(*axis) for axis in zip(size, patch, stride, strict=True)]
+    windows = [
+        tuple(slice(start, start + length) for start, length in zip(corner, patch, strict=True))
+        for corner in itertools.product(*grid)
+    ]
+
+    total: npt.NDArray[np.float32] | None = None
+    with torch.inference_mode():
+        for first in range(0, len(windows), batch):
+            if check is not None:
+                check()
+            group = windows[first : first + batch]
+            patches = np.stack([volume[(slice(None), *window)] for window in group])
+            inputs = torch.from_numpy(patches.astype(np.float32, copy=False)).to(device)
+            predicted = probabilities(inputs).float().cpu()
+            if total is None:
+                total = np.zeros((predicted.shape[1], *size), dtype=np.float32)
+            for window, values in zip(group, predicted, strict=True):
+                total[(slice(None), *window)] += (values * window_weight).numpy()
+            if progress is not None:
+                progress(first + len(group), len(windows))
+
+    assert total is not None
+    for axis, (starts, weight, length) in enumerate(zip(grid, weights, size, strict=True)):
+        # windows form a grid and weights are products, so their sum is a product of sums along the axes
+        covered = np.zeros(length, dtype=np.float32)
+        for start in starts:
+            covered[start : start + len(weight)] += weight
+        total /= covered.reshape([-1 if axis == other else 1 for other in range(3)])
+    crop = tuple(slice(low, low + dim) for low, dim in zip(before, inner, strict=True))
+    return np.ascontiguousarray(total[(slice(None), *crop)])
+
+
+def _axis_weights(length: int, weighting: Weighting) -> npt.NDArray[np.float32]:
+    if weighting == "uniform":
+        return np.ones(length, dtype=np.float32)
+    if weighting != "gaussian":
+        raise ValueError(f"Unknown weighting {weighting!r}.")
+    offset = (np.arange(length) - (length - 1) / 2) / (length * _GAUSSIAN_SIGMA)
+    return np.maximum(np.exp(-0.5 * offset**2), _GAUSSIAN_FLOOR).astype(np.float32)

@@ -1,0 +1,52 @@
+"""What every student network offers to the training loop and to the semi-supervised methods."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from SFRCore.errors import InputError
+
+
+class Student(nn.Module, ABC):
+    """A 3D segmentation network in three parts: encoder, decoder and a head on the last decoder features.
+
+    ``forward`` maps (B, in_channels, X, Y, Z) to logits (B, classes, X, Y, Z) whose softmax is the
+    prediction. ``options`` are the keyword arguments that, with ``in_channels`` and ``classes``, build the
+    same network again.
+    """
+
+    name: ClassVar[str]
+    divisor: ClassVar[int]
+    head: nn.Module
+
+    def __init__(self, in_channels: int, classes: int, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.classes = classes
+        self.options = options
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """Features of every encoder stage, full resolution first, bottleneck last."""
+
+    @abstractmethod
+    def decode(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Features of every decoder stage, coarsest first; the last, at full resolution, feeds ``head``."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes, X, Y, Z) of images (B, in_channels, X, Y, Z)."""
+        logits: Tensor = self.head(self.decode(self.encode(images))[-1])
+        return logits
+
+    def check_patch(self, patch: Sequence[int]) -> None:
+        """Raise InputError where the network cannot take patches (X, Y, Z) of this size."""
+        if len(patch) != 3 or any(size < self.divisor or size % self.divisor for size in patch):
+            shown = " x ".join(str(size) for size in patch)
+            raise InputError(
+                f"The network {self.name} cannot be used with a patch of {shown} voxels.",
+                hint=f"Choose three sizes that are multiples of {self.divisor}.",
+            )
