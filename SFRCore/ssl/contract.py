@@ -1,4 +1,4 @@
-"""What a semi-supervised method is to the training loop: phases, a training step, and a student to evaluate."""
+"""What a semi-supervised method is to the training loop: phases, one step, and a student to evaluate."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the training stands before a step: 0-based ``step`` of ``total``, and the same within ``phase``."""
+    """Where training stands before a step: 0-based ``step`` of ``total``, and the same within ``phase``."""
 
     step: int
     total: int
@@ -182,8 +182,13 @@ class Method(nn.Module, ABC):
     description: ClassVar[str]
     source: ClassVar[str]
     reference_steps: ClassVar[int] = 6000
+    uses_unlabeled: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, Any]] = {}
-    common_defaults: ClassVar[Mapping[str, Any]] = {"schedule": "step", "base_rate": 0.01}
+    common_defaults: ClassVar[Mapping[str, Any]] = {
+        "schedule": "step",
+        "step_every": STEP_FRACTION,
+        "base_rate": 0.01,
+    }
 
     student: Student
 
@@ -217,9 +222,9 @@ class Method(nn.Module, ABC):
         return [self.phase("training")]
 
     def phase(self, name: str, fraction: float = 1.0, **fields: Any) -> Phase:
-        """A phase with the schedule and rate of the options, and pseudo-labels if the recipe has them."""
-        fields.setdefault("schedule", self.options["schedule"])
-        fields.setdefault("base_rate", self.options["base_rate"])
+        """A phase with the learning rate of the options, and pseudo-labels if the recipe has them."""
+        for option in self.common_defaults:
+            fields.setdefault(option, self.options[option])
         fields.setdefault("pseudo_labels", "foundation" if self.context.with_pseudo_labels else "none")
         return Phase(name, fraction, **fields)
 

@@ -1,4 +1,4 @@
-"""Quantities that change during training, as fractions of the whole: any length behaves as the released one."""
+"""Quantities that change during training, as fractions of it: any length behaves as the released one."""
 
 from __future__ import annotations
 

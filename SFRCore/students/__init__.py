@@ -1,35 +1,10 @@
-"""Student networks and the prediction of whole volumes with them."""
+"""Student networks, their files, and the prediction of whole volumes with them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from SFRCore.students.registry import make_student, student_types
+from SFRCore.students.sliding_window import fast_stride
+from SFRCore.students.store import load_student, save_student
+from SFRCore.students.student import Student
 
-from SFRCore.errors import InputError
-
-if TYPE_CHECKING:
-    from SFRCore.students.student import Student
-
-
-def student_types() -> dict[str, type[Student]]:
-    """Every student network by its name."""
-    from SFRCore.students.vnet import VNet
-
-    return {VNet.name: VNet}
-
-
-def make_student(name: str, *, in_channels: int, classes: int, **options: Any) -> Student:
-    """Build a student network with fresh weights from torch's global random generator.
-
-    Raises InputError for an unknown name or an option the network does not have.
-    """
-    known = student_types()
-    if name not in known:
-        raise InputError(
-            f"The student network '{name}' is not known.", hint=f"Choose one of: {', '.join(known)}."
-        )
-    try:
-        return known[name](in_channels=in_channels, classes=classes, **options)  # type: ignore[call-arg]
-    except TypeError as error:
-        raise InputError(
-            f"The student network {name} cannot be built with the options {options}.", hint=f"{error}."
-        ) from error
+__all__ = ["Student", "fast_stride", "load_student", "make_student", "save_student", "student_types"]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from SFRCore.errors import InputError
 
@@ -23,11 +26,29 @@ class Student(nn.Module, ABC):
     divisor: ClassVar[int]
     head: nn.Module
 
-    def __init__(self, in_channels: int, classes: int, options: dict[str, Any]) -> None:
+    def __init__(self, in_channels: int, classes: int, **options: Any) -> None:
         super().__init__()
         self.in_channels = in_channels
         self.classes = classes
         self.options = options
+        self.checkpointing = False
+
+    def set_checkpointing(self, on: bool) -> None:
+        """Compute the activations of every stage twice instead of keeping them: less memory, the same gradient."""
+        self.checkpointing = on
+
+    def run(self, stage: nn.Module, features: Tensor) -> Tensor:
+        """A stage of the network, with its activations kept or, where checkpointing is on, computed again."""
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            result: Tensor = stage(features)
+            return result
+        again: Tensor = checkpoint(
+            stage,
+            features,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), _statistics_untouched(stage)),
+        )
+        return again
 
     @abstractmethod
     def encode(self, images: Tensor) -> list[Tensor]:
@@ -50,3 +71,17 @@ class Student(nn.Module, ABC):
                 f"The network {self.name} cannot be used with a patch of {shown} voxels.",
                 hint=f"Choose three sizes that are multiples of {self.divisor}.",
             )
+
+
+@contextmanager
+def _statistics_untouched(stage: nn.Module) -> Iterator[None]:
+    """Run batch norm without a second update of its running statistics."""
+    layers = [layer for layer in stage.modules() if isinstance(layer, nn.BatchNorm3d)]
+    training = [layer for layer in layers if layer.training and layer.track_running_stats]
+    for layer in training:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in training:
+            layer.track_running_stats = True

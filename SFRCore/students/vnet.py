@@ -49,7 +49,7 @@ class VNet(Student):
     ) -> None:
         if norm not in ("batch", "instance"):
             raise InputError(f"V-Net has no normalisation '{norm}'.", hint="Choose batch or instance.")
-        super().__init__(in_channels, classes, {"norm": norm, "dropout": dropout})
+        super().__init__(in_channels, classes, norm=norm, dropout=dropout)
         inputs = (in_channels, *_CHANNELS[1:])
         self.encoder = nn.ModuleList(
             _stage(*widths, norm) for widths in zip(inputs, _CHANNELS, _UNITS, strict=True)
@@ -71,9 +71,9 @@ class VNet(Student):
 
     def encode(self, images: Tensor) -> list[Tensor]:
         """Features of stages 1 to 5: 16, 32, 64, 128, 256 channels, each at half the resolution before."""
-        features = [self.encoder[0](images)]
+        features = [self.run(self.encoder[0], images)]
         for down, stage in zip(self.down, list(self.encoder)[1:], strict=True):
-            features.append(stage(down(features[-1])))
+            features.append(self.run(stage, self.run(down, features[-1])))
         features[-1] = self.dropout(features[-1])
         return features
 
@@ -82,7 +82,7 @@ class VNet(Student):
         decoded: list[Tensor] = []
         below = features[-1]
         for up, stage, skip in zip(self.up, self.decoder, list(features)[-2::-1], strict=True):
-            below = stage(up(below) + skip)
+            below = self.run(stage, self.run(up, below) + skip)
             decoded.append(below)
         decoded[-1] = self.dropout(decoded[-1])
         return decoded
