@@ -16,8 +16,8 @@ from SFRCore.volumes.geometry import Geometry, VolumeError
 
 _TAGS = [
     "SeriesInstanceUID", "SeriesNumber", "Modality", "ImagePositionPatient", "ImageOrientationPatient",
-    "Rows", "Columns", "PixelSpacing", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated", "PixelRepresentation",
-    "SOPInstanceUID",
+    "Rows", "Columns", "PixelSpacing", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated",
+    "PixelRepresentation", "SOPInstanceUID",
 ]  # fmt: skip
 _NOT_IMAGES = {"SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "SR", "PR", "KO", "DOC", "REG"}
 
