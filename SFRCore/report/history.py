@@ -1,0 +1,218 @@
+"""What was run in a study, read from its runs and models: stages, curves, settings and warnings."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from SFRCore.errors import InputError
+from SFRCore.runtime.events import read_events
+from SFRCore.runtime.files import read_json
+
+PRIVATE_KEYS = {"pid", "host", "hostname", "user", "python", "argv", "env", "cwd", "path", "log"}
+NOT_A_LOSS = {"time", "step", "total", "eta_s", "rate", "step_in_phase", "phase_total"}
+ENDINGS = {"finished": "finished", "cancelled": "cancelled", "error": "failed"}
+MOST_POINTS = 800
+ABSOLUTE_PATH = re.compile(
+    r"(?:[A-Za-z]:[\\/]|\\\\|(?<![\w.])~?/(?=\S))"  # C:\ or C:/, \\server, / or ~/
+    r"(?:[^\n]*[\\/])?(?:[^\n\\/]*\.(?:nrrd|nii|gz|mha|mhd|dcm|ima|json|png|txt)\b|[^\s'\"\\/]*)"
+)
+
+Event = Mapping[str, Any]
+
+
+@dataclass
+class StageRecord:
+    """The newest pass of one stage; ``seconds`` is time spent, ``steps`` and ``series`` its loss curves."""
+
+    stage: str
+    started: float
+    ended: float
+    seconds: float = 0.0
+    state: str = "in progress"
+    step: int = 0
+    total: int = 0
+    cases: int = 0
+    steps: list[int] = field(default_factory=list)
+    points: list[dict[str, float]] = field(default_factory=list)
+
+    def curves(self) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
+        """(N,) steps and each series (N,), NaN where it was not told, thinned to 800 points."""
+        chosen = np.unique(np.linspace(0, max(len(self.steps) - 1, 0), MOST_POINTS).round().astype(int))
+        chosen = chosen[: len(self.steps)]
+        names = sorted({name for point in self.points for name in point}, key=lambda name: (name != "loss", name))
+        series = {n: np.array([self.points[i].get(n, math.nan) for i in chosen], float) for n in names}
+        return np.array([self.steps[i] for i in chosen], float), series
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run: what was asked (``command``, ``settings``), when (epoch seconds) and how it ended."""
+
+    name: str
+    command: str
+    settings: dict[str, Any]
+    started: float
+    state: str
+    message: str
+
+
+@dataclass(frozen=True)
+class History:
+    """Runs oldest first, stages in the order in which they last began, warnings without repeats."""
+
+    runs: list[RunRecord]
+    stages: list[StageRecord]
+    warnings: list[str]
+
+
+def read_history(runs_dir: Path, run: str | None = None, *, known_paths: Iterable[str] = ()) -> History:
+    """Read every run of a study, or only ``run``; ``known_paths`` are taken out of all messages.
+
+    Raises InputError if there is no run of that name.
+    """
+    known = list(known_paths)
+    folders = sorted(p for p in runs_dir.iterdir() if p.is_dir()) if runs_dir.is_dir() else []
+    if run is not None:
+        folders = [folder for folder in folders if folder.name == run]
+        if not folders:
+            raise InputError(f"This study has no run '{run}'.", hint="`sfr jobs` lists the runs of a study.")
+    records: list[tuple[RunRecord, list[dict[str, Any]]]] = []
+    for folder in folders:
+        events = read_events(folder / "events.jsonl")
+        records.append((_run_record(folder, events, known), events))
+    records.sort(key=lambda record: record[0].started)
+    stages: dict[str, StageRecord] = {}
+    warnings: dict[str, None] = {}
+    for record, events in records:
+        _follow(stages, events, record.state)
+        for event in events:
+            if event.get("event") == "warning" and event.get("message"):
+                warnings[without_paths(str(event["message"]), known)] = None
+    ordered = sorted(stages.values(), key=lambda stage: stage.started)
+    return History([record for record, _ in records], ordered, list(warnings))
+
+
+def read_models(models_dir: Path) -> dict[str, dict[str, str]]:
+    """The JSON beside each model, flattened to readable rows; one that cannot be read is left out."""
+    models: dict[str, dict[str, str]] = {}
+    for path in sorted(models_dir.rglob("*.json")) if models_dir.is_dir() else []:
+        try:
+            content = read_json(path)
+        except InputError:
+            continue
+        if isinstance(content, Mapping):
+            models[path.relative_to(models_dir).as_posix()] = dict(readable_rows(content))
+    return models
+
+
+def readable_rows(content: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    """(key, value) texts of nested settings, without anything that names a machine, a person or a folder."""
+    for key, value in content.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        if str(key).lower() in PRIVATE_KEYS or value is None:
+            continue
+        if isinstance(value, Mapping):
+            yield from readable_rows(value, f"{prefix}{key} / ")
+        elif isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
+            names = [str(item.get("name", "")) for item in value if isinstance(item, Mapping)]
+            yield name, ", ".join(n for n in names if n) or f"{len(value)} entries"
+        elif isinstance(value, list | tuple):
+            yield name, ", ".join(_text(item) for item in value)
+        else:
+            yield name, _text(value)
+
+
+def without_paths(text: str, known: Iterable[str] = ()) -> str:
+    """``text`` without any of the ``known`` paths nor anything else that looks like an absolute path.
+
+    Folders and files may be named after a patient. A path may hold spaces, so rather too much is taken out.
+    """
+    for path in sorted(known, key=len, reverse=True):
+        text = text.replace(path, "the file") if path else text
+    return ABSOLUTE_PATH.sub("the file", text)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = str(value)
+    return PurePath(text).name if re.match(r"^(?:/|~|[A-Za-z]:[\\/]|\\\\)", text) else text
+
+
+def _run_record(folder: Path, events: list[dict[str, Any]], known: list[str]) -> RunRecord:
+    try:
+        job = read_json(folder / "job.json")
+    except InputError:
+        job = {}
+    job = job if isinstance(job, dict) else {}
+    config = job.get("config")
+    started = job.get("start") or (events[0].get("time") if events else 0.0)
+    last = next((event for event in reversed(events) if event.get("event") in ENDINGS), None)
+    return RunRecord(
+        name=folder.name,
+        command=str(job.get("command") or ""),
+        settings=config if isinstance(config, dict) else {},
+        started=float(started) if isinstance(started, int | float) else 0.0,
+        state=ENDINGS[last["event"]] if last else "in progress",
+        message=without_paths(str(last.get("message") or ""), known) if last else "",
+    )
+
+
+def _follow(stages: dict[str, StageRecord], events: list[dict[str, Any]], run_state: str) -> None:
+    """Add the events of one run: a stage that goes on continues its curve, one that starts anew replaces it."""
+    previous: float | None = None
+    touched: list[StageRecord] = []
+    for event in events:
+        name, now = event.get("stage"), event.get("time")
+        if not isinstance(now, int | float) or not name:
+            continue
+        record = stages.setdefault(str(name), StageRecord(str(name), now, now))
+        if record not in touched:
+            touched.append(record)
+            record.state = "in progress"
+            previous = None
+        if previous is not None:
+            record.seconds += max(0.0, now - previous)
+        previous, record.ended = now, now
+        if event.get("event") == "case":
+            record.cases += 1
+        elif event.get("event") == "progress" and _is_number(event.get("loss")):
+            _add_point(record, event, now)
+    for record in touched:
+        whole = record.total > 0 and record.step >= record.total
+        record.state = "finished" if record is not touched[-1] or whole else run_state
+
+
+def _add_point(record: StageRecord, event: Event, now: float) -> None:
+    step, total = int(event.get("step") or 0), int(event.get("total") or 0)
+    if record.total != total or (record.steps and step <= record.steps[0]):
+        record.steps, record.points, record.cases = [], [], 0
+        record.started, record.seconds = now, 0.0
+    while record.steps and record.steps[-1] >= step:
+        record.steps.pop()
+        record.points.pop()
+    numbers = {
+        key: float(value)
+        for key, value in event.items()
+        if key not in NOT_A_LOSS and not key.endswith(("weight", "rate")) and _is_number(value)
+    }
+    parts = event.get("parts")
+    if isinstance(parts, Mapping):
+        numbers |= {str(key): float(value) for key, value in parts.items() if _is_number(value)}
+    record.step, record.total = step, total
+    record.steps.append(step)
+    record.points.append(numbers)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
