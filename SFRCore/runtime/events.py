@@ -11,20 +11,22 @@ from typing import Any
 
 from SFRCore.runtime.files import append_bytes, json_text
 
-_KEPT = 1000
+_KEPT = 200
 _HEAD = 256
 
 
 class EventLog:
     """Appends events to `path`; safe to use from several threads.
 
-    An event is written by a single append. Where the disk is full or away, up to 1,000 events are kept in
-    memory and written when there is room again: reporting progress never ends a job.
+    An event is written by a single append. Where the disk is full or away, the last 200 events are kept in
+    memory and written when there is room again: reporting progress never ends a job. `stage` is the stage of
+    events that name none.
     """
 
     def __init__(self, path: Path | str, run: str) -> None:
         self.path = Path(path)
         self.run = run
+        self.stage = ""
         self._waiting: deque[bytes] = deque(maxlen=_KEPT)
         self._guard = threading.RLock()
 
@@ -33,7 +35,7 @@ class EventLog:
         value: dict[str, Any] = {
             "time": round(time.time(), 3),
             "run": self.run,
-            "stage": stage,
+            "stage": stage or self.stage,
             "event": event,
         }
         value.update((name, field) for name, field in fields.items() if name not in value)

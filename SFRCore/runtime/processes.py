@@ -82,38 +82,40 @@ def process_tree(pid: int) -> set[int]:
     return found - {os.getpid()}
 
 
-def kill_tree(pid: int, *, grace: float = 0.0, timeout: float = 5.0) -> bool:
+def kill_tree(pid: int, *, timeout: float = 5.0, run: str | None = None) -> bool:
     """End a process that leads its own session, with all its children; True when none is left.
 
-    With `grace`, SIGTERM is sent first and that many seconds are waited. Then SIGKILL goes to every member,
-    again and again until none is left or `timeout` seconds have passed.
+    SIGKILL goes to every member, again and again until none is left or `timeout` seconds have passed. With
+    `run` only those are ended whose environment names that run (SFR_RUN, on Linux): for a leader that is gone
+    already, and whose number may have been given to somebody else.
     """
     if pid <= 1:
         return True
-    if sys.platform == "win32":
-        subprocess.run(["taskkill", "/F", "/T", "/PID", str(pid)], capture_output=True, check=False)
-        deadline = time.monotonic() + timeout
-        while process_alive(pid) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        return not process_alive(pid)
-    members = process_tree(pid)
-    if grace > 0:
-        _signal_all(members, signal.SIGTERM)
-        deadline = time.monotonic() + grace
-        while process_tree(pid) and time.monotonic() < deadline:
-            time.sleep(0.05)
     deadline = time.monotonic() + timeout
+    if sys.platform == "win32":
+        if run is None:
+            subprocess.run(["taskkill", "/F", "/T", "/PID", str(pid)], capture_output=True, check=False)
+        while run is None and process_alive(pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return run is not None or not process_alive(pid)
+    members: set[int] = set()
     while True:
-        members = {member for member in members | process_tree(pid) if process_alive(member)}
+        tree = process_tree(pid)
+        members |= {member for member in tree if run is None or _bears_run(member, run)}
+        members = {member for member in members if process_alive(member)}
         if not members:
             return True
-        _signal_all(members, signal.SIGKILL)
+        for member in members:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(member, signal.SIGKILL)
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
-def _signal_all(members: set[int], number: int) -> None:
-    for member in members:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(member, number)
+def _bears_run(pid: int, run: str) -> bool:
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return False
+    return f"SFR_RUN={run}".encode() in environment.split(b"\0")
