@@ -46,8 +46,8 @@ def make_synthetic_cohort(
 ) -> tuple[Path, Path]:
     """Write ``cases`` volumes and their label maps; returns the folders (images, labels).
 
-    ``images/case_01.nrrd`` is int16 of ``size`` voxels (x, y, z as stored), ``labels/case_01.nrrd`` uint8 with
-    0 for background and 1..structures. Directions are not the identity, and every third case is oblique. The
+    ``images/case_01.nrrd`` is int16 of ``size`` voxels (x, y, z as stored), ``labels/case_01.nrrd`` uint8
+    with 0 for background and 1..structures. Directions are not the identity, and every third case is oblique. The
     same seed gives the same voxels. Raises InputError for numbers that make no volume.
     """
     if not 1 <= structures <= len(STRUCTURES):
@@ -126,11 +126,7 @@ def _direction(rng: np.random.Generator, *, oblique: bool) -> list[float]:
     axes = np.diag([-1.0, -1.0, 1.0])
     if oblique:
         tilt, turn = np.radians(rng.uniform(5, 15, 2) * rng.choice([-1, 1], 2))
-        about_x = np.array(
-            [[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]]
-        )
-        about_z = np.array(
-            [[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]]
-        )
+        about_x = np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]])
+        about_z = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
         axes = about_z @ about_x @ axes
     return [float(value) for value in axes.ravel()]

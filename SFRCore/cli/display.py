@@ -1,0 +1,199 @@
+"""What a command prints: progress with remaining time, warnings once, tables, JSON. Messages go to stderr."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from SFRCore.runtime.files import json_text
+
+console = Console(stderr=True, highlight=False)
+LINE_EVERY = 30.0
+"""Seconds between two lines of a stage where there is no terminal to draw bars on."""
+
+
+class Display:
+    """Shows a job's events while it runs; the object itself is the ``on_event`` of SFRCore.api.
+
+    On a terminal every stage has a bar with its loss and remaining time; elsewhere a line every half minute.
+    A warning is printed once, however often it comes.
+    """
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+        self._tasks: dict[tuple[str, str], TaskID] = {}
+        self._line_due: dict[str, float] = {}
+        self._bars = Progress(
+            TextColumn("{task.description:<12}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> Display:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        kind, stage = event.get("event"), str(event.get("stage") or "")
+        if kind == "progress":
+            self._progress(stage, event)
+        elif kind == "warning":
+            self.warn(str(event.get("message", "")))
+        elif kind == "estimate":
+            self.say(describe_estimate(event))
+        elif kind == "plan":
+            self.say(describe_plan(event))
+        elif kind == "skipped":
+            self.say(f"{stage}: {event.get('message') or 'done already'}")
+        elif kind == "finished_stage":
+            self._finish(stage)
+
+    def say(self, message: str, style: str = "") -> None:
+        """One message above the bars."""
+        console.print(Text(message, style=style), soft_wrap=True)
+
+    def warn(self, message: str) -> None:
+        """One warning, once."""
+        if message not in self._said:
+            self._said.add(message)
+            self.say(f"Warning: {message}", "yellow")
+
+    def _progress(self, stage: str, event: Mapping[str, Any]) -> None:
+        step, total = int(event.get("step") or 0), int(event.get("total") or 0)
+        doing = str(event.get("doing") or "")
+        parts = [doing] if doing else []
+        if isinstance(event.get("loss"), (int, float)):
+            parts.append(f"loss {event['loss']:.3f}")
+        if isinstance(event.get("eta_s"), (int, float)):
+            parts.append(f"{duration(event['eta_s'])} left")
+        note = ", ".join(parts)
+        if (stage, doing) not in self._tasks:
+            self._tasks[stage, doing] = self._bars.add_task(
+                stage or "working", total=total or None, note=note
+            )
+        self._bars.update(self._tasks[stage, doing], completed=step, total=total or None, note=note)
+        now = time.monotonic()
+        if not console.is_terminal and now >= self._line_due.get(stage, 0.0):
+            self._line_due[stage] = now + LINE_EVERY
+            self.say(", ".join([f"{stage}: step {step} of {total}", *parts]))
+
+    def _finish(self, stage: str) -> None:
+        for (name, doing), task in self._tasks.items():
+            if name == stage:
+                total = next(item.total for item in self._bars.tasks if item.id == task)
+                self._bars.update(task, completed=total or 0, note=f"{doing} done".strip())
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: "40 s", "14 min", "2 h 5 min", "3 days"."""
+    if not math.isfinite(seconds):
+        return "unknown time"
+    if seconds < 90:
+        return f"{max(0, round(seconds))} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{round(hours / 24)} days"
+
+
+def size(count: float) -> str:
+    """Bytes in words, in powers of ten: "375 MB"."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if count >= 10 or unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def describe_estimate(event: Mapping[str, Any]) -> str:
+    """The estimate of a run in a sentence: ``seconds``, ``memory_bytes``, ``per_stage`` as far as known."""
+    text = f"This will take about {duration(float(event.get('seconds') or 0))}"
+    stages = event.get("per_stage")
+    if isinstance(stages, Mapping) and len(stages) > 1:
+        named = [
+            f"{name} {duration(float(value))}"
+            for name, value in stages.items()
+            if isinstance(value, (int, float))
+        ]
+        text += f" ({', '.join(named)})" if named else ""
+    if event.get("memory_bytes"):
+        text += f" and {size(float(event['memory_bytes']))} of memory"
+    return text + "."
+
+
+def describe_plan(event: Mapping[str, Any]) -> str:
+    """What a run is going to do it with: device, preset, patch, and why they were chosen so."""
+    patch = " x ".join(str(number) for number in event.get("patch") or ())
+    facts = {"device": event.get("device"), "preset": event.get("preset"), "patch": patch}
+    text = ", ".join(f"{name} {value}" for name, value in facts.items() if value)
+    return "\n".join([text[:1].upper() + text[1:], *(f"  {reason}" for reason in event.get("reasons") or ())])
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON has it: numbers that are not finite become null, paths text, NumPy's plain."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if hasattr(value, "item") and not isinstance(value, (str, bytes)):
+        value = value.item() if getattr(value, "size", 1) == 1 else plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    typer.echo(json_text(plain(value), indent=2))
+
+
+def print_lines(value: Mapping[str, Any], *, indent: int = 0) -> None:
+    """A result for a person, on stdout: one "name: value" a line, nested ones indented."""
+    for key, item in value.items():
+        name = " " * indent + str(key).replace("_", " ")
+        if isinstance(item, Mapping):
+            typer.echo(f"{name}:")
+            print_lines(item, indent=indent + 2)
+        elif isinstance(item, (list, tuple)):
+            typer.echo(f"{name}: {', '.join(_text(part) for part in item) or 'none'}")
+        else:
+            typer.echo(f"{name}: {_text(item)}")
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A table on stdout."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(Text(_text(item)) for item in row))
+    Console(highlight=False, soft_wrap=False).print(table)
+
+
+def _text(value: Any) -> str:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
