@@ -15,19 +15,20 @@ class MeanTeacher(Method):
 
     ``consistency_on``: ``unlabeled`` crops (SSL4MIS, Dice epsilon 1e-5) or ``all`` (SFR, epsilon 1e-10); by
     default all where pseudo-labels are used. The teacher sees the same crops plus noise, with dropout on
-    and batch statistics, as the student does.
+    and batch statistics, as the student does. ``consistency`` is the largest weight; ``ramp`` is (T, q, K) of
+    its rise, for a training of K iterations.
     """
 
     name = "mean_teacher"
     description = "Mean Teacher: consistency with an averaged teacher under input noise"
     source = "Tarvainen and Valpola, NeurIPS 2017; SSL4MIS train_mean_teacher_3D.py, SFR train_retraining.py"
-    defaults = {"consistency_on": None, "consistency": 0.1, "ema_decay": 0.99}
+    defaults = {"consistency_on": None, "consistency": 0.1, "ramp": (40, 150, 6000), "ema_decay": 0.99}
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)
         if self.options["consistency_on"] is None:
             self.options["consistency_on"] = "all" if context.with_pseudo_labels else "unlabeled"
-        self.ramp = Ramp(self.options["consistency"])
+        self.ramp = Ramp(self.options["consistency"], *self.options["ramp"])
         self.student = self.new_student("student")
         self.teacher = make_teacher(self.student)
 

@@ -34,7 +34,7 @@ class Student(nn.Module, ABC):
         self.checkpointing = False
 
     def set_checkpointing(self, on: bool) -> None:
-        """Compute the activations of every stage twice instead of keeping them: less memory, the same gradient."""
+        """Compute activations again instead of keeping them: less memory, the same gradient."""
         self.checkpointing = on
 
     def run(self, stage: nn.Module, features: Tensor) -> Tensor:
@@ -77,11 +77,13 @@ class Student(nn.Module, ABC):
 def _statistics_untouched(stage: nn.Module) -> Iterator[None]:
     """Run batch norm without a second update of its running statistics."""
     layers = [layer for layer in stage.modules() if isinstance(layer, nn.BatchNorm3d)]
-    training = [layer for layer in layers if layer.training and layer.track_running_stats]
-    for layer in training:
-        layer.track_running_stats = False
+    found = [(layer, layer.momentum, layer.num_batches_tracked) for layer in layers]
+    for layer, _, count in found:
+        layer.momentum = 0.0
+        layer.num_batches_tracked = None if count is None else count.clone()
     try:
         yield
     finally:
-        for layer in training:
-            layer.track_running_stats = True
+        for layer, momentum, count in found:
+            layer.momentum = momentum
+            layer.num_batches_tracked = count
