@@ -1,0 +1,258 @@
+"""What the command line, Python scripts and the worker process call: every function raises SFRError with a sentence."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+from .runtime.devices import Device, choose_device
+from .runtime.worker import Worker
+from .settings import Settings
+from .stages.context import Listener, StageContext
+from .study import Study
+
+AnyStudy = Study | Path | str
+SINGLE_STAGES = ("finetune", "pseudolabel", "retrain", "predict")
+WORTH_ESTIMATING = 50
+"""Iterations below which measuring would take as long as running."""
+
+
+def run(study: AnyStudy, *, on_event: Listener | None = None, **options: Any) -> dict[str, Any]:
+    """Run a recipe on a study in this process: what is done is skipped, what was cut off is continued.
+
+    ``options`` are the fields of :class:`SFRCore.settings.Settings`. Returns what each stage did.
+    Raises SFRError: InputError for bad input, Cancelled, OutOfMemory, DiskFull.
+    """
+    from .recipes import get_recipe
+
+    settings = Settings.of(**options)
+    recipe = get_recipe(settings.recipe)
+    with _working(study, "run", settings, on_event) as context:
+        _tell_estimate(context, recipe.stages)
+        done = recipe.run(context)
+        return {"run": context.run_dir.name, "study": str(context.study.root), "stages": done}
+
+
+def run_stage(
+    study: AnyStudy, stage: str, *, on_event: Listener | None = None, **options: Any
+) -> dict[str, Any]:
+    """Run one stage of a recipe: "finetune", "pseudolabel", "retrain" or "predict". Otherwise as :func:`run`."""
+    from .stages.finetune import finetune
+    from .stages.predict import predict
+    from .stages.pseudolabel import foundation_labels, pseudolabel
+    from .stages.retrain import retrain
+
+    if stage not in SINGLE_STAGES:
+        raise InputError(f"There is no stage '{stage}'.", hint=f"Stages: {', '.join(SINGLE_STAGES)}.")
+    settings = Settings.of(**options)
+    with _working(study, stage, settings, on_event) as context:
+        _tell_estimate(context, (stage,))
+        if stage == "retrain":
+            online = (lambda: foundation_labels(context)) if settings.pseudo_labels == "online" else None
+            done = retrain(context, online)
+        else:
+            done = {"finetune": finetune, "pseudolabel": pseudolabel, "predict": predict}[stage](context)
+        return {"run": context.run_dir.name, "study": str(context.study.root), "stages": {stage: done}}
+
+
+def estimate(study: AnyStudy, *, on_event: Listener | None = None, **options: Any) -> dict[str, Any]:
+    """Measure how long a run would take: ``seconds``, ``per_stage`` and ``memory_bytes``."""
+    from .recipes import get_recipe
+    from .stages.estimate import estimate as measured
+
+    settings = Settings.of(**options)
+    stages = get_recipe(settings.recipe).stages
+    with _working(study, "estimate", settings, on_event) as context:
+        return measured(context, stages)
+
+
+def evaluate(study: AnyStudy, **options: Any) -> dict[str, Any]:
+    """Score results against references; see :func:`SFRCore.stages.evaluate.evaluate`."""
+    from .stages.evaluate import evaluate as scored
+
+    return scored(opened(study), **options)
+
+
+def predict_file(
+    model_folder: Path | str,
+    image: Path | str,
+    output: Path | str,
+    *,
+    confidence: Path | str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    fast: bool = True,
+    on_event: Listener | None = None,
+) -> dict[str, Any]:
+    """Segment one volume that is in no study; writes ``output`` in the image's geometry, and the confidence map.
+
+    Returns the numbers of the result: expected Dice, mean confidence, volumes in ml.
+    """
+    from .runtime.devices import explained_memory
+    from .stages.predict import predict_image
+    from .volumes import read_image, write_volume
+
+    volume = read_image(image)
+    where = choose_device(device, precision)
+    with explained_memory(where, "predicting a volume"):
+        label, doubt, numbers = predict_image(Path(model_folder), volume, where, fast=fast)
+    write_volume(label, output)
+    if confidence is not None:
+        write_volume(doubt, confidence)
+    if on_event is not None:
+        on_event({"event": "case", "stage": "predict", "id": Path(image).name, "path": str(output)})
+    return {"output": str(output)} | {name: value for name, value in numbers.items() if name != "slices"}
+
+
+def report(study: AnyStudy, path: Path | str | None = None) -> Path:
+    """Write the study's report, one HTML file, and return its path."""
+    from .report import write_report
+
+    return write_report(opened(study), None if path is None else Path(path))
+
+
+def export(
+    source: AnyStudy, out: Path | str | None = None, formats: Sequence[str] = ("torch", "onnx")
+) -> dict[str, Any]:
+    """Export a student for use outside of SFR, checked against the original on a real volume where there is one.
+
+    ``source`` is a study (its newest student) or a model folder; ``out`` defaults to the study's ``exports``.
+    """
+    from .stages.export import export_student
+    from .stages.lineage import STUDENT_INFO
+
+    if isinstance(source, str | Path) and (Path(source) / STUDENT_INFO).is_file():
+        model = Path(source)
+        if out is None:
+            raise InputError("Say where to export to.", hint="Add --output DIR.")
+        return export_student(model, Path(out), formats=tuple(formats), check_volume=None)
+    study = opened(source)
+    models = sorted(study.models_dir.glob(f"*/{STUDENT_INFO}"), key=lambda path: path.stat().st_mtime)
+    if not models:
+        raise InputError("This study has no trained student yet.", hint="Run 'sfr run' first.")
+    model = models[-1].parent
+    target = Path(out) if out is not None else study.exports_dir / model.name
+    return export_student(model, target, formats=tuple(formats), check_volume=_check_volume(study, model))
+
+
+def demo(
+    output: Path | str, *, seed: int = 1337, on_event: Listener | None = None, **options: Any
+) -> dict[str, Any]:
+    """Run the whole recipe on a synthetic cohort and write its report; see :mod:`SFRCore.demo`."""
+    from .demo import demo as shown
+
+    return shown(Path(output), seed=seed, on_event=on_event, **options)
+
+
+def doctor(study: AnyStudy | None = None) -> dict[str, Any]:
+    """What is installed, which device would compute, memory, checkpoints, and the state of a study."""
+    from .doctor import examine
+
+    return examine(None if study is None else opened(study))
+
+
+def download(name: str, **options: Any) -> Path:
+    """Download a foundation checkpoint; see :func:`SFRCore.foundation.download.download`."""
+    from .foundation.download import download as fetched
+
+    return fetched(name, **options)
+
+
+def opened(study: AnyStudy) -> Study:
+    """A study as it is, or opened from its folder."""
+    return study if isinstance(study, Study) else Study.open(study)
+
+
+@contextmanager
+def _working(
+    study: AnyStudy, command: str, settings: Settings, listener: Listener | None
+) -> Iterator[StageContext]:
+    """A context in which stages run: device, plan, and (in the main process) the run's folder and locks."""
+    _refuse_in_slicer()
+    study = opened(study)
+    if study.readonly:
+        raise InputError(
+            f"The study {study.root} is read-only.", hint="Copy it to a place where you can write."
+        )
+    device = choose_device(settings.device, settings.precision)
+    if not device.is_main:
+        yield _context(study, settings, device, None, None)
+        return
+    with Worker(study.root, command, {"settings": settings.to_dict()}) as worker:
+        study.reload()
+        context = _context(study, settings, device, worker, listener)
+        plan = context.plan
+        context.begin(command)
+        context.emit(
+            "plan",
+            reasons=list(plan.reasons),
+            device=device.name(),
+            precision=device.precision,
+            **_numbers(plan),
+        )
+        yield context
+        study.reload()
+        if listener is not None:
+            listener({"event": "finished", "stage": "", "peak_memory_bytes": device.peak_memory()})
+
+
+def _context(
+    study: Study, settings: Settings, device: Device, worker: Worker | None, listener: Listener | None
+) -> StageContext:
+    from .stages.survey import plan_for
+
+    run_dir = worker.run_dir if worker is not None else study.runs_dir
+    if device.processes > 1:
+        from accelerate.utils import broadcast_object_list
+
+        run_dir = Path(broadcast_object_list([str(run_dir)])[0])
+    plan = plan_for(study, settings, device)
+    return StageContext(study, settings, plan, device, worker, listener, run_dir=run_dir)
+
+
+def _numbers(plan: Any) -> dict[str, Any]:
+    return {
+        "preset": plan.preset,
+        "patch": list(plan.patch),
+        "canvas": plan.canvas,
+        "zoom": plan.zoom,
+        "iterations_finetune": plan.iterations_finetune,
+        "iterations_retrain": plan.iterations_retrain,
+    }
+
+
+def _tell_estimate(context: StageContext, stages: tuple[str, ...]) -> None:
+    from .stages.estimate import estimate as measured
+    from .stages.estimate import refuse_long
+
+    if max(context.plan.iterations_finetune, context.plan.iterations_retrain) < WORTH_ESTIMATING:
+        return
+    found = measured(context, stages)
+    context.emit("estimate", **found)
+    refuse_long(context, found)
+
+
+def _check_volume(study: Study, model: Path) -> Any:
+    """A preprocessed volume of the study (X, Y, Z) to compare an export with, or None."""
+    from .students import load_student
+    from .volumes import Preprocessing, VolumeCache
+
+    _, info = load_student(model)
+    cache = VolumeCache(study.cache_dir, Preprocessing.from_dict(info["preprocessing"]))
+    for case in study.cases.values():
+        if case.role != "ignored" and not case.problem:
+            return cache.volume(case.id, study.image_path(case.id)).image
+    return None
+
+
+def _refuse_in_slicer() -> None:
+    slicer = sys.modules.get("slicer")
+    if slicer is not None and hasattr(slicer, "app"):
+        raise InputError(
+            "A run would freeze Slicer, so it is not computed inside it.",
+            hint="Use slicer.util.getModuleLogic('SFRSegmentation').start('run', ...), which runs in the background.",
+        )

@@ -1,0 +1,82 @@
+"""The demonstration: an invented cohort, the whole recipe with a random ``tiny``, scores and report."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from . import api
+from .errors import InputError
+from .runtime.devices import peak_process_memory
+from .stages.context import Listener
+from .study import Study
+from .synthetic import STRUCTURES, make_synthetic_cohort
+
+CASES, LABELED, TEST = 12, 3, 3
+SIZE = (48, 48, 24)
+ITERATIONS_FINETUNE = 150
+ITERATIONS_RETRAIN = 150
+MARK = "demo.txt"
+
+
+def demo(
+    output: Path,
+    *,
+    seed: int = 1337,
+    iterations_finetune: int = ITERATIONS_FINETUNE,
+    iterations_retrain: int = ITERATIONS_RETRAIN,
+    on_event: Listener | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Make the cohort, run the recipe, score and report; returns paths, scores, seconds and peak memory in bytes.
+
+    An earlier demonstration in ``output`` is replaced; any other folder that is not empty is refused (InputError).
+    """
+    begin = time.perf_counter()
+    study, images = _make(output, seed)
+    finished = api.run(
+        study,
+        foundation="tiny",
+        seed=seed,
+        iterations_finetune=iterations_finetune,
+        iterations_retrain=iterations_retrain,
+        on_event=on_event,
+        **options,
+    )
+    scores = api.evaluate(study)
+    foundation_scores = api.evaluate(study, kind="pseudo_label", cases="unlabeled")
+    page = api.report(study)
+    return {
+        "study": str(study.root),
+        "images": str(images),
+        "report": str(page),
+        "mean_dice": scores["mean_dice"],
+        "mean_dice_pseudo_labels": foundation_scores["mean_dice"],
+        "structures": {name: means["dice"] for name, means in scores["structures"].items()},
+        "review_first": [item.id for item in study.review_queue()[:3]],
+        "seconds": round(time.perf_counter() - begin, 1),
+        "peak_memory_bytes": peak_process_memory(),
+        "run": finished["run"],
+    }
+
+
+def _make(output: Path, seed: int) -> tuple[Study, Path]:
+    output = output.expanduser()
+    if output.is_dir() and any(output.iterdir()):
+        if not (output / MARK).is_file():
+            raise InputError(f"{output} is not empty.", hint="Choose a new folder for the demonstration.")
+        shutil.rmtree(output)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / MARK).write_text("Made by 'sfr demo'; replaced when it runs again.\n", encoding="utf-8")
+    images, labels = make_synthetic_cohort(output / "cohort", cases=CASES, size=SIZE, seed=seed)
+    study = Study.create(output / "study", structures={value: STRUCTURES[value] for value in (1, 2)})
+    pairs = list(zip(sorted(images.iterdir()), sorted(labels.iterdir()), strict=True))
+    for index, (image, label) in enumerate(pairs):
+        if index < LABELED:
+            study.add(image, label=label)
+        else:
+            role = "test" if index >= len(pairs) - TEST else "unlabeled"
+            study.add(image, reference=label, role=role)
+    return study, images

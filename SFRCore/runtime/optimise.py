@@ -1,0 +1,52 @@
+"""Model, optimiser and gradient scaling of one training, alike on one device and on several."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .devices import Device
+
+
+class Optimisation:
+    """One model (wrapped for several GPUs where accelerate launched several) with one optimiser."""
+
+    def __init__(self, device: Device, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.device, self.plain = device, model
+        if device.processes > 1:
+            self.model = device.accelerator.prepare_model(model)
+        else:
+            self.model = model
+        self.optimizer = device.accelerator.prepare_optimizer(optimizer)
+
+    def set_rate(self, rate: float) -> None:
+        """Set the learning rate of every group, times the group's own ``rate_factor`` if it has one."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("rate_factor", 1.0)
+
+    def descend(self, loss: Tensor) -> None:
+        """One step along the gradient of ``loss`` (a float32 scalar)."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.device.accelerator.backward(loss)
+        self.optimizer.step()
+
+    def state(self) -> dict[str, Any]:
+        scaler = self.device.accelerator.scaler
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        scaler = self.device.accelerator.scaler
+        if scaler is not None and state["scaler"] is not None:
+            scaler.load_state_dict(state["scaler"])
+
+
+def seed_step(seed: int, stage: int, step: int, rank: int = 0) -> None:
+    """Seed torch for one step, so that dropout and noise do not depend on the steps before it."""
+    mixed = (seed * 1_000_003 + stage * 7919 + step * 4 + rank * 104_729) % (1 << 62)
+    torch.manual_seed(mixed)

@@ -1,0 +1,135 @@
+"""What every stage is handed: the study, the plan, the device, and where to tell what happens."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import Cancelled, SFRError
+from ..planning import Plan
+from ..runtime.devices import Device
+from ..runtime.jobs import Worker
+from ..settings import Settings
+from ..study import Case, Study
+from ..volumes import CachedVolume, VolumeCache
+
+logger = logging.getLogger(__name__)
+Listener = Callable[[dict[str, Any]], None]
+DEFECTS = (SFRError, OSError, RuntimeError, ValueError, MemoryError)
+
+
+@dataclass
+class StageContext:
+    """One run of one or several stages on a study.
+
+    ``listener`` hears every event that is also written to the run's file. ``worker`` is None in the processes of
+    a multi-GPU launch that write nothing.
+    """
+
+    study: Study
+    settings: Settings
+    plan: Plan
+    device: Device
+    worker: Worker | None
+    listener: Listener | None = None
+    stage: str = ""
+    run_dir: Path = field(default_factory=Path)
+    warned: set[str] = field(default_factory=set)
+
+    def begin(self, stage: str) -> None:
+        """Name the stage that the next events belong to."""
+        self.stage = stage
+        if self.worker is not None:
+            self.worker.stage = stage
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Append an event to the run's file and tell the listener."""
+        if self.worker is not None:
+            self.worker.events.emit(event, stage=self.stage, **fields)
+            if self.listener is not None:
+                self.listener({"event": event, "stage": self.stage, **fields})
+
+    def warn(self, message: str, *, code: str = "", hint: str = "", case: str = "") -> None:
+        """Say something once in a run."""
+        if message not in self.warned:
+            self.warned.add(message)
+            logger.warning("%s %s", message, hint)
+            self.emit("warning", code=code, message=message, hint=hint, case=case)
+
+    def check(self) -> None:
+        """Raise Cancelled, in every process alike, once the user asked to stop."""
+        asked: Cancelled | None = None
+        if self.worker is not None:
+            try:
+                self.worker.check()
+            except Cancelled as error:
+                asked = error
+        if self.device.processes > 1:
+            flag = torch.tensor([asked is not None], dtype=torch.int32, device=self.device.torch_device)
+            if int(self.device.accelerator.reduce(flag, reduction="sum")) and asked is None:
+                asked = Cancelled("The run was cancelled.")
+        if asked is not None:
+            raise asked
+
+    def check_local(self) -> None:
+        """The same for one process alone: where processes work on cases of their own."""
+        if self.worker is not None:
+            self.worker.check()
+        elif (self.run_dir / "stop").exists():
+            raise Cancelled("The run was cancelled.")
+
+    @property
+    def main(self) -> bool:
+        return self.device.is_main
+
+    @property
+    def cache(self) -> VolumeCache:
+        return VolumeCache(self.study.cache_dir, self.plan.preprocessing)
+
+    def image_path(self, case: Case) -> Path:
+        return self.study.image_path(case.id)
+
+    def volume(self, case: Case, label_path: Path | None = None) -> CachedVolume:
+        """The preprocessed volume of a case, from the cache; raises SFRError where it cannot be read."""
+        return self.cache.volume(
+            case.id, self.image_path(case), label_path, identity=case.image_identity or None
+        )
+
+    def readable(
+        self, cases: list[Case], label_of: Callable[[Case], Path | None], doing: str
+    ) -> dict[str, CachedVolume]:
+        """Preprocess cases; one that cannot be read is flagged in the study, said once and left out."""
+        volumes: dict[str, CachedVolume] = {}
+        for index, case in enumerate(cases):
+            self.check_local()
+            try:
+                volumes[case.id] = self.volume(case, label_of(case))
+            except DEFECTS as error:
+                self.leave_out(case, error)
+                continue
+            if self.main and case.problem:
+                self.study.flag(case.id, None)
+            self.emit("progress", step=index + 1, total=len(cases), doing=doing)
+        return volumes
+
+    def leave_out(self, case: Case, error: BaseException) -> None:
+        """Flag a case that cannot be used, unless the failure is not the case's own fault."""
+        if isinstance(error, SFRError) and error.exit_code == 4:
+            raise error
+        if isinstance(error, MemoryError):
+            raise error
+        message = error.message if isinstance(error, SFRError) else f"{type(error).__name__}: {error}"
+        hint = error.hint if isinstance(error, SFRError) else ""
+        logger.info("case %s left out", case.id, exc_info=error)
+        if self.main:
+            self.study.flag(case.id, message)
+        self.warn(f"Case {case.id} is left out: {message}", code="case", hint=hint, case=case.id)
+
+    def mine(self, cases: list[Case]) -> list[Case]:
+        """The part of the cases that this process works on, of several."""
+        return cases[self.device.rank :: self.device.processes]

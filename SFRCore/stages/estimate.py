@@ -1,0 +1,160 @@
+"""How long a run will take: a few steps of every stage that is not done are measured on the study's own volumes."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..foundation.checkpoints import build_foundation
+from ..foundation.tuning import apply_tuning, merge
+from ..runtime.loop import measure
+from ..stitching import StitchLayout
+from ..students import fast_stride, make_student
+from ..students.sliding_window import window_starts
+from . import finetune, retrain
+from .context import StageContext
+from .inference import Probabilities, network_probabilities, stitched_probabilities
+from .lineage import foundation_lineage, student_lineage, uses_pseudo_labels
+
+STEPS = 3
+LONG_SECONDS = 12 * 3600.0
+POOL_STEPS = 4
+"""Steps in the measured pool of embeddings when only the decoder is tuned."""
+
+
+def estimate(context: StageContext, stages: tuple[str, ...]) -> dict[str, Any]:
+    """Seconds by stage and in all, and peak memory in bytes, of what is still to be done.
+
+    Networks and data are made as for the real run and thrown away; nothing of the study changes but its cache.
+    """
+    context.begin("estimate")
+    per_stage: dict[str, float] = {}
+    if "finetune" in stages and not foundation_lineage(context).is_done():
+        per_stage["finetune"] = _finetune_seconds(context)
+    stale = bool(per_stage)
+    if "pseudolabel" in stages:
+        per_stage["pseudolabel"] = _pseudolabel_seconds(context, stale)
+    stale = stale or bool(per_stage.get("pseudolabel"))
+    if "retrain" in stages and (stale or not student_lineage(context).is_done()):
+        per_stage["retrain"] = _retrain_seconds(context)
+        stale = True
+    if "predict" in stages and stale:
+        per_stage["predict"] = _predict_seconds(context)
+    if context.device.torch_device.type == "cuda":
+        torch.cuda.empty_cache()
+    return {
+        "seconds": sum(per_stage.values()),
+        "memory_bytes": context.device.peak_memory(),
+        "per_stage": {name: round(seconds, 1) for name, seconds in per_stage.items()},
+        "device": context.device.name(),
+    }
+
+
+def refuse_long(context: StageContext, found: dict[str, Any]) -> None:
+    """Raise InputError (code "long_run") above 12 hours, unless the user said yes."""
+    if found["seconds"] <= LONG_SECONDS or context.settings.yes:
+        return
+    hours = found["seconds"] / 3600
+    raise InputError(
+        f"This run would take about {hours:.0f} hours on {found['device']}.",
+        hint="Use a computer with a GPU, a smaller foundation ('tiny') or fewer iterations; or start it with --yes.",
+        code="long_run",
+    )
+
+
+def _finetune_seconds(context: StageContext) -> float:
+    lineage = foundation_lineage(context)
+    tuner = finetune.prepare(context, lineage)
+    total = tuner.total
+    try:
+        if tuner.tuning == "decoder":
+            pool = min(total, finetune.LARGEST_POOL, finetune.POOL_PER_CASE * len(tuner.source.volumes))
+            tuner.total = POOL_STEPS
+            begin = time.perf_counter()
+            tuner.step(0)
+            filled = time.perf_counter() - begin
+            return filled / POOL_STEPS * pool + total * measure(tuner, context.device, context, STEPS)
+        return total * measure(tuner, context.device, context, STEPS)
+    finally:
+        tuner.close()
+
+
+def _retrain_seconds(context: StageContext) -> float:
+    """Measured without pseudo-labels, which are not there yet; their loss costs next to nothing beside the network."""
+    unguided = replace(context, settings=context.settings.with_(recipe="baseline"))
+    if context.settings.ssl == "supervised":
+        unguided = context
+    lineage = student_lineage(unguided)
+    trainer = retrain.prepare(unguided, replace(lineage, parent=None))
+    continues = student_lineage(context).parent is not None
+    try:
+        seconds = measure(trainer, context.device, unguided, STEPS)
+    finally:
+        trainer.close()
+    if uses_pseudo_labels(context) and context.settings.pseudo_labels == "online":
+        seconds += 2 * _seconds_of(_sam(context), context)
+    total = context.plan.iterations_retrain
+    return seconds * (math.ceil(total / 5) if continues else total)
+
+
+def _pseudolabel_seconds(context: StageContext, stale: bool) -> float:
+    cases = context.study.unlabeled_cases()
+    waiting = [case for case in cases if stale or context.study.result(case.id, "pseudo_label") is None]
+    if not waiting:
+        return 0.0
+    stride = tuple(max(1, side // 2) for side in context.plan.patch)
+    return _windows(context, stride) * len(waiting) * _seconds_of(_sam(context), context)
+
+
+def _predict_seconds(context: StageContext) -> float:
+    classes = len(context.plan.preprocessing.values) + 1
+    network = make_student(context.settings.student, in_channels=1, classes=classes).eval()
+    network = network.to(context.device.torch_device)
+    cases = len(context.study.unlabeled_cases()) + len(context.study.test_cases())
+    stride = fast_stride(context.plan.patch) if context.settings.fast else context.plan.reference_stride
+    return (
+        _windows(context, stride)
+        * cases
+        * _seconds_of(network_probabilities(network, context.device), context)
+    )
+
+
+def _sam(context: StageContext) -> Probabilities:
+    plan, settings = context.plan, context.settings
+    model = build_foundation(
+        settings.foundation,
+        classes=len(plan.preprocessing.values) + 1,
+        canvas=plan.canvas,
+        seed=settings.seed,
+    )
+    model = merge(apply_tuning(model, "full")).to(context.device.torch_device).eval()
+    return stitched_probabilities(model, StitchLayout(plan.patch, plan.canvas, plan.zoom), context.device)
+
+
+def _windows(context: StageContext, stride: tuple[int, ...]) -> float:
+    """Prediction windows of the median volume."""
+    labeled = [context.volume(case) for case in context.study.labeled_cases()[:4]]
+    shape = np.median([volume.frame.shape for volume in labeled], axis=0)
+    count = 1
+    for size, patch, step in zip(shape, context.plan.patch, stride, strict=True):
+        count *= len(window_starts(max(int(size), patch), patch, step))
+    return float(count)
+
+
+@torch.inference_mode()
+def _seconds_of(probabilities: Probabilities, context: StageContext) -> float:
+    """Seconds for one window, the faster of two."""
+    crop = torch.zeros((1, 1, *context.plan.patch), device=context.device.torch_device)
+    taken = []
+    for _ in range(2):
+        context.check()
+        begin = time.perf_counter()
+        float(probabilities(crop).sum())
+        taken.append(time.perf_counter() - begin)
+    return min(taken)

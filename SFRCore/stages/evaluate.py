@@ -1,0 +1,133 @@
+"""Evaluation: predictions against the references that training never sees."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError, SFRError
+from ..runtime.files import write_json
+from ..study import Case, Study
+from ..volumes import Frame, read_label
+from .metrics import case_scores
+
+MEASURES = ("dice", "jaccard", "asd", "hd95")
+
+
+def evaluate(
+    study: Study,
+    *,
+    kind: str = "prediction",
+    cases: str = "test",
+    mode: str = "strict",
+    millimetres: bool = False,
+    on_problem: Callable[[str, SFRError], None] | None = None,
+) -> dict[str, Any]:
+    """Score results against references and write ``reports/scores.json`` (per kind).
+
+    ``kind``: "prediction" or "pseudo_label". ``cases``: "test", "unlabeled" or "all". ``mode``: "strict" (NaN
+    distances where a structure is missing, left out of the means) or "official" (zeros, as the papers' scripts).
+    Distances are in voxels, or in millimetres. Dice and Jaccard lie in 0..1.
+
+    Returns ``mean_dice`` (over structures of the means over cases), ``structures`` (means by name) and ``cases``.
+    A case that cannot be scored is told to ``on_problem`` and left out. Raises InputError where none can be scored.
+    """
+    chosen = _chosen(study, cases)
+    with_reference = [case for case in chosen if case.reference]
+    if not with_reference:
+        raise InputError(
+            f"No case among '{cases}' has a reference to score against.",
+            hint="Give references with 'sfr init --labels', or choose other cases.",
+        )
+    names = {structure.value: structure.name for structure in study.structures}
+    scored: dict[str, Any] = {}
+    for case in with_reference:
+        try:
+            scores = _score(study, case, kind, mode, millimetres)
+        except SFRError as error:
+            if on_problem is not None:
+                on_problem(case.id, error)
+            continue
+        if scores is None:
+            continue
+        structures = {names[value]: score for value, score in scores.items()}
+        scored[case.id] = {"kind": kind, "structures": structures}
+    if not scored:
+        raise InputError(
+            f"None of the {len(with_reference)} cases with a reference has a {kind.replace('_', '-')} yet.",
+            hint="Run 'sfr run' first.",
+        )
+    summary = {
+        name: _means([case["structures"][name] for case in scored.values()]) for name in names.values()
+    }
+    dice = [means["dice"] for means in summary.values() if means["dice"] is not None]
+    table = {
+        "mean_dice": float(np.mean(dice)) if dice else None,
+        "kind": kind,
+        "mode": mode,
+        "unit": "mm" if millimetres else "voxel",
+        "structures": summary,
+        "cases": scored,
+    }
+    if not study.readonly:
+        write_json(
+            study.reports_dir / ("scores.json" if kind == "prediction" else "scores_pseudo_labels.json"),
+            table,
+        )
+    return table
+
+
+def _chosen(study: Study, cases: str) -> list[Case]:
+    chosen = {
+        "test": study.test_cases,
+        "unlabeled": study.unlabeled_cases,
+        "all": lambda: study.test_cases() + study.unlabeled_cases(),
+    }
+    if cases not in chosen:
+        raise InputError(
+            f"'{cases}' does not name cases to evaluate.", hint=f"Choose one of: {', '.join(chosen)}."
+        )
+    return chosen[cases]()
+
+
+def _score(
+    study: Study, case: Case, kind: str, mode: str, millimetres: bool
+) -> dict[int, dict[str, float | None]] | None:
+    result = study.result(case.id, kind)
+    if result is None:
+        return None
+    values = [structure.value for structure in study.structures]
+    prediction = read_label(result.label_path, values)
+    reference = read_label(study.reference_path(case.id), values, like=prediction)
+    frame = Frame.of(reference, stack_axis=2)
+    table = np.zeros(max(values) + 1, dtype=np.int64)
+    for index, value in enumerate(values, start=1):
+        table[value] = index
+    spacing = frame.native_spacing if millimetres else None
+    scores = case_scores(
+        table[frame.to_internal(prediction, label=True)],
+        table[frame.to_internal(reference, label=True)],
+        len(values) + 1,
+        spacing=spacing,
+        mode=mode,
+    )
+    return {values[index - 1]: _plain(score) for index, score in scores.items()}
+
+
+def _plain(score: Any) -> dict[str, float | None]:
+    """JSON knows no NaN: an undefined distance is null."""
+    return {name: None if math.isnan(float(score[name])) else float(score[name]) for name in MEASURES}
+
+
+def _means(scores: Sequence[dict[str, float | None]]) -> dict[str, Any]:
+    means: dict[str, Any] = {}
+    for name in MEASURES:
+        known = [score[name] for score in scores if score[name] is not None]
+        means[name] = float(np.mean(known)) if known else None  # type: ignore[arg-type]
+        means[f"{name}_std"] = float(np.std(known)) if known else None  # type: ignore[arg-type]
+    means["cases"] = len(scores)
+    means["undefined_distances"] = sum(score["hd95"] is None for score in scores)
+    return means

@@ -1,0 +1,244 @@
+"""Fine-tuning: SAM learns the study's structures from stitched crops of the labeled volumes.
+
+Sources: SFR (IEEE TMI 2025), sections III-B1 and III-B2; the optimiser and the augmentation are those of the
+reference implementation's ``train_finetuning.py``, with its Dice masked to stitched voxels and its Bezier transform
+mapped to the volume's own range (``faithful`` restores both).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import InputError
+from ..foundation.checkpoints import build_foundation
+from ..foundation.sam import ClasswiseSAM
+from ..foundation.store import load_tuned, save_tuned
+from ..foundation.tuning import apply_tuning
+from ..runtime.checkpoints import Checkpoints
+from ..runtime.loop import made_ahead, train
+from ..runtime.optimise import Optimisation, seed_step
+from ..ssl.losses import cross_entropy, segmentation_loss
+from ..stitching import StitchLayout
+from ..volumes import CachedVolume, bezier_intensity
+from .context import StageContext
+from .data import CANVAS, LABELED, CropSource
+from .lineage import Lineage, foundation_lineage, shortened
+
+STAGE = "finetune"
+STAGE_SEED = 1
+IGNORE = 255
+WEIGHT_DECAY = 0.1
+POWER = 0.9
+RATES = {"lora": 1e-3, "decoder": 1e-3, "full": 1e-4}
+RANDOM_RATE = 1e-3
+"""Learning rate where every weight starts from random numbers."""
+WARM_UP = 0.05
+"""Share of the iterations in which the rate of a full tuning rises from 0."""
+POOL_PER_CASE = 16
+LARGEST_POOL = 96
+"""Canvases whose embeddings are computed once when only the decoder is tuned."""
+BEZIER_PROBABILITY = 0.5
+
+Canvas = tuple[Tensor, Tensor, Tensor]
+
+
+class FineTuner:
+    """One fine-tuning of a foundation model on canvases of B crops; see :class:`SFRCore.runtime.loop.Trainer`."""
+
+    def __init__(
+        self,
+        context: StageContext,
+        volumes: Mapping[str, CachedVolume],
+        model: ClasswiseSAM,
+        *,
+        tuning: str,
+        total: int,
+    ) -> None:
+        self.context, self.total, self.tuning = context, total, tuning
+        plan, settings = context.plan, context.settings
+        self.layout = StitchLayout(plan.patch, plan.canvas, plan.zoom)
+        self.source = CropSource(
+            volumes,
+            plan.patch,
+            settings.seed,
+            LABELED,
+            flip_axes=plan.flip_axes,
+            faithful=settings.faithful,
+        )
+        self.model = model.to(context.device.torch_device).train()
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trained, lr=RATES[tuning], betas=(0.9, 0.999), weight_decay=WEIGHT_DECAY
+        )
+        self.optimisation = Optimisation(context.device, self.model, optimizer)
+        random = model.spec.name == "tiny" and settings.foundation == "tiny"
+        self.rate = RANDOM_RATE if random and tuning == "full" else RATES[tuning]
+        self.lean = False
+        self.pool: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.stack = ExitStack()
+        self.ahead = self.stack.enter_context(made_ahead(self.canvases))
+
+    def canvases(self, k: int) -> Canvas:
+        """Images (B, N, S, S) float32, labels (B, N, S, S) with 255 where nothing is known, of step ``k``."""
+        device = self.context.device
+        crops = self.source.crops(k, self.context.plan.finetune_batch, device.rank, device.processes)
+        first = (k * device.processes + device.rank) * self.context.plan.finetune_batch
+        images, labels = [], []
+        for offset, (_, crop) in enumerate(crops):
+            rng = np.random.default_rng([self.context.settings.seed, CANVAS, 2, first + offset])
+            image = bezier_intensity(
+                rng, crop.image, probability=BEZIER_PROBABILITY, faithful=self.context.settings.faithful
+            )
+            image = np.where(crop.valid, image, 0).astype(np.float32)
+            label = np.where(crop.valid, crop.label, IGNORE).astype(np.int64)
+            canvas = self.layout.stitch(torch.from_numpy(image), 0.0, smooth=True)
+            target = self.layout.stitch(torch.from_numpy(label), IGNORE)
+            if self.context.plan.canvas_rotation:
+                canvas, target = self._rotate(rng, canvas, target)
+            images.append(canvas)
+            labels.append(target)
+        image_batch, label_batch = torch.stack(images), torch.stack(labels)
+        return image_batch, label_batch, label_batch != IGNORE
+
+    def step(self, k: int) -> dict[str, float]:
+        seed_step(self.context.settings.seed, STAGE_SEED, k, self.context.device.rank)
+        where = self.context.device.torch_device
+        with self.context.device.autocast():
+            if self.tuning == "decoder":
+                embedding, labels, valid = self._pooled(k)
+                logits = self.optimisation.model(embedding.to(where), embedded=True)
+            else:
+                images, labels, valid = (item.flatten(0, 1) for item in self.ahead.get(k))
+                logits = self.optimisation.model(images.unsqueeze(1).to(where))
+        loss = self._loss(logits.float(), labels.to(where), valid.to(where))
+        rate = self._rate_at(k)
+        self.optimisation.set_rate(rate)
+        self.optimisation.descend(loss)
+        return {"loss": float(loss.detach()), "rate": rate}
+
+    def state(self) -> dict[str, Any]:
+        trained = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        return {"trained": trained, **self.optimisation.state()}
+
+    def restore(self, state: dict[str, Any], step: int) -> None:
+        self.model.load_state_dict(state["trained"], strict=False)
+        self.optimisation.restore(state)
+
+    def save_memory(self) -> bool:
+        if self.lean:
+            return False
+        self.lean = True
+        self.model.set_checkpointing(True)
+        return True
+
+    def close(self) -> None:
+        self.stack.close()
+
+    def _loss(self, logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+        target = torch.where(valid, labels, torch.zeros_like(labels))
+        if not self.context.settings.faithful:
+            return segmentation_loss(logits, target, valid, epsilon=1e-10)
+        return (cross_entropy(logits, target, valid) + _unmasked_dice(logits, target, valid)) / 2
+
+    def _rate_at(self, k: int) -> float:
+        """Polynomial decay, counted after the step as the reference does; a full tuning warms up first."""
+        rate = self.rate * (1 - min(k + 1, self.total - 1) / self.total) ** POWER
+        if self.tuning == "full":
+            rate *= min(1.0, (k + 1) / max(1.0, WARM_UP * self.total))
+        return rate
+
+    def _pooled(self, k: int) -> Canvas:
+        """Canvases of step ``k`` from the fixed pool, their embeddings (B, D, s, s) computed once."""
+        if not self.pool:
+            size = min(self.total, LARGEST_POOL, POOL_PER_CASE * len(self.source.volumes))
+            self.model.eval()
+            for index in range(size):
+                self.context.check()
+                images, labels, valid = (item.flatten(0, 1) for item in self.canvases(index))
+                with torch.no_grad(), self.context.device.autocast():
+                    embedding = self.model.encode(images.unsqueeze(1).to(self.context.device.torch_device))
+                self.pool.append((embedding.float().cpu(), labels.to(torch.uint8), valid))
+                self.context.emit("progress", step=index + 1, total=size, doing="embeddings")
+            self.model.train()
+        order = np.random.default_rng([self.context.settings.seed, CANVAS, 3, k])
+        embedding, labels, valid = self.pool[int(order.integers(len(self.pool)))]
+        return embedding, labels.long(), valid
+
+    def _rotate(self, rng: np.random.Generator, canvas: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        turns, flip = int(rng.integers(4)), int(rng.integers(2)) + 1
+        flipped = self.context.settings.faithful or rng.random() < 0.5
+        turned = [torch.rot90(item, turns, (1, 2)) for item in (canvas, target)]
+        return (turned[0].flip(flip), turned[1].flip(flip)) if flipped else (turned[0], turned[1])
+
+
+def _unmasked_dice(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """The reference's Dice: ignored pixels have no target, yet count in the denominator."""
+    probabilities = logits.softmax(1)
+    one_hot = F.one_hot(target, logits.shape[1]).movedim(-1, 1) * valid.unsqueeze(1)
+    axes = (0, *range(2, logits.ndim))
+    shared = (probabilities * one_hot).sum(axes)
+    total = probabilities.square().sum(axes) + one_hot.sum(axes)
+    return (1 - (2 * shared + 1e-10) / (total + 1e-10)).mean()
+
+
+def finetune(context: StageContext) -> dict[str, Any]:
+    """Fine-tune the foundation on the labeled cases, unless that is done; leaves ``models/foundation``.
+
+    Raises InputError where no labeled case can be used.
+    """
+    context.begin(STAGE)
+    lineage = foundation_lineage(context)
+    if lineage.is_done():
+        context.emit("skipped", message="The foundation is already tuned on these labels.")
+        return {"skipped": True}
+    tuner = prepare(context, lineage)
+    identity = lineage.training_identity()
+    checkpoints = Checkpoints(context.study.runs_dir, context.run_dir, STAGE, identity)
+    context.emit(
+        "started", total=tuner.total, cases=len(tuner.source.volumes), continues=lineage.parent is not None
+    )
+    try:
+        begin = train(tuner, context, context.device, checkpoints, "fine-tuning the foundation")
+    finally:
+        tuner.close()
+    if context.main:
+        made_by = lineage.made_by(iterations=tuner.total) | {"cases": sorted(tuner.source.volumes)}
+        save_tuned(tuner.model, lineage.folder, made_by)
+        checkpoints.clear()
+    context.device.accelerator.wait_for_everyone()
+    context.emit("finished_stage", path=str(lineage.folder.relative_to(context.study.root)))
+    return {"skipped": False, "iterations": tuner.total, "continued_at": begin}
+
+
+def prepare(context: StageContext, lineage: Lineage) -> FineTuner:
+    """The fine-tuning of this run, before its first step."""
+    labeled = context.study.labeled_cases()
+    volumes = context.readable(
+        labeled, lambda case: context.study.label_path(case.id), "reading labeled volumes"
+    )
+    if not volumes:
+        raise InputError(
+            "No labeled case can be used for fine-tuning.", hint="Mark at least one volume as labeled."
+        )
+    settings, plan = context.settings, context.plan
+    tuning = lineage.tuning
+    total = plan.iterations_finetune
+    if lineage.parent is not None:
+        model = load_tuned(lineage.folder)
+        total = shortened(total)
+    else:
+        model = build_foundation(
+            settings.foundation,
+            classes=len(plan.preprocessing.values) + 1,
+            canvas=plan.canvas,
+            seed=settings.seed,
+        )
+        model = apply_tuning(model, tuning)
+    return FineTuner(context, volumes, model, tuning=tuning, total=total)

@@ -1,0 +1,145 @@
+"""From a network's class probabilities to what a case's result says: label map, confidence, doubt, expected Dice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from ..runtime.devices import Device
+from ..stitching import StitchLayout
+from ..students.sliding_window import sliding_window
+from ..volumes import Frame
+
+MARGIN = 2
+"""Voxels around the foreground that count when looking for the most doubtful slice."""
+Probabilities = Callable[[Tensor], Tensor]
+"""Crops (B, 1, X, Y, Z) on the device -> class probabilities (B, C, X, Y, Z), float32."""
+
+
+def network_probabilities(network: torch.nn.Module, device: Device) -> Probabilities:
+    """Softmax of a 3D student, in the device's precision."""
+
+    def probabilities(crops: Tensor) -> Tensor:
+        if device.is_gpu or device.precision == "bf16":
+            crops = crops.to(memory_format=torch.channels_last_3d)
+        with device.autocast():
+            logits = network(crops)
+        return logits.float().softmax(1)
+
+    return probabilities
+
+
+def stitched_probabilities(model: torch.nn.Module, layout: StitchLayout, device: Device) -> Probabilities:
+    """Softmax of a fine-tuned SAM: crops are stitched, segmented as images, and brought back."""
+
+    def probabilities(crops: Tensor) -> Tensor:
+        canvases = layout.stitch(crops[:, 0], 0.0, smooth=True)
+        found = []
+        for canvas in canvases.flatten(0, 1):
+            with device.autocast():
+                logits = model(canvas[None, None])
+            found.append(logits[0].float().softmax(0))
+        stacked = torch.stack(found).unflatten(0, canvases.shape[:2])
+        return layout.unstitch(stacked.transpose(1, 2))
+
+    return probabilities
+
+
+def predict_volume(
+    probabilities: Probabilities,
+    image: np.ndarray,
+    frame: Frame,
+    patch: Sequence[int],
+    stride: Sequence[int],
+    device: Device,
+    *,
+    batch: int = 4,
+    check: Callable[[], None] | None = None,
+) -> np.ndarray:
+    """Class probabilities (C, X, Y, Z), float32, of a preprocessed ``image`` of ``frame.shape`` on its file's grid."""
+    found = sliding_window(
+        probabilities,
+        np.asarray(image),
+        patch,
+        stride=stride,
+        batch=batch,
+        device=device.torch_device,
+        check=check,
+    )
+    native: np.ndarray = frame.to_native(found)
+    if native is not found:
+        native /= np.maximum(native.sum(0, keepdims=True), 1e-6)
+    return native
+
+
+def describe(
+    probabilities: np.ndarray, values: Sequence[int], frame: Frame, spacing: Sequence[float]
+) -> dict[str, Any]:
+    """The numbers of a result.
+
+    ``probabilities`` (C, X, Y, Z) with background first, ``values`` the study's values of classes 1..C-1,
+    ``spacing`` in millimetres. Mean confidence is Eq. 8 of the paper; the expected Dice of a structure is
+    2 sum(p y) / (sum p + sum y), 0 where it was not found.
+    """
+    label = probabilities.argmax(0)
+    confidence = probabilities.max(0)
+    expected: dict[str, float] = {}
+    volumes: dict[str, float] = {}
+    voxel = float(np.prod(spacing)) / 1000.0
+    for index, value in enumerate(values, start=1):
+        found = label == index
+        size = int(found.sum())
+        total = float(probabilities[index].sum(dtype=np.float64)) + size
+        shared = float(probabilities[index][found].sum(dtype=np.float64))
+        expected[str(value)] = 2 * shared / total if size else 0.0
+        volumes[str(value)] = size * voxel
+    doubt = 1.0 - confidence
+    near = label > 0
+    if near.any():
+        near = ndimage.binary_dilation(near, iterations=MARGIN)
+    else:
+        near = np.ones_like(near)
+    per_slice = (doubt * near).sum(axis=(0, 1), dtype=np.float64)
+    means = confidence.mean(axis=(0, 1), dtype=np.float64)
+    slices = [
+        {
+            "index": frame.slice_to_original(z)[1],
+            "mean_confidence": round(float(means[z]), 5),
+            "doubt": round(float(per_slice[z]), 3),
+        }
+        for z in range(label.shape[2])
+    ]
+    return {
+        "mean_confidence": float(confidence.mean(dtype=np.float64)),
+        "expected_dice": min(expected.values()),
+        "expected_dice_by_structure": expected,
+        "volume_ml": volumes,
+        "slices": slices,
+        "slice_axis": frame.slice_to_original(0)[0],
+        "doubtful_slice": slices[int(per_slice.argmax())]["index"],
+    }
+
+
+def as_images(
+    probabilities: np.ndarray, values: Sequence[int], frame: Frame
+) -> tuple[sitk.Image, sitk.Image]:
+    """Label map in the study's values (uint8 or uint16) and confidence (uint8, 0..255 for 0..1), in the input's geometry."""
+    kind = np.uint8 if max(values) < 256 else np.uint16
+    table = np.array([0, *values], dtype=kind)
+    label = frame.to_image(table[probabilities.argmax(0)])
+    confidence = frame.to_image(np.rint(probabilities.max(0) * 255).astype(np.uint8))
+    return label, confidence
+
+
+def summary(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a result that goes into events."""
+    return {
+        "confidence": round(float(numbers["mean_confidence"]), 5),
+        "expected_dice": round(float(numbers["expected_dice"]), 4),
+    }

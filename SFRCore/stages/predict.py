@@ -1,0 +1,109 @@
+"""Prediction: the student alone segments every volume without a label; the foundation is gone by now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import SimpleITK as sitk
+
+from ..errors import InputError
+from ..planning import digest
+from ..runtime.devices import Device
+from ..students import fast_stride, load_student
+from ..study import Case
+from ..volumes import Frame, Preprocessing
+from .context import DEFECTS, StageContext
+from .inference import as_images, describe, network_probabilities, predict_volume, summary
+from .lineage import student_folder, student_lineage
+
+STAGE = "predict"
+KIND = "prediction"
+WINDOWS_AT_ONCE = {"cuda": 8, "mps": 4, "cpu": 2}
+
+
+def predict(context: StageContext) -> dict[str, Any]:
+    """Write label map, confidence and numbers of every unlabeled and test case without a prediction by this student.
+
+    Raises InputError where no student is trained yet, or no case can be read.
+    """
+    context.begin(STAGE)
+    study, settings = context.study, context.settings
+    lineage = student_lineage(context)
+    if lineage.existing is None:
+        raise InputError("No student is trained yet.", hint="Run the stage retrain first.")
+    identity = digest([lineage.model_identity(), settings.fast])
+    cases = study.unlabeled_cases() + study.test_cases()
+    waiting = [case for case in cases if not _is_current(context, case, identity)]
+    if not waiting:
+        context.emit("skipped", message="Every case has a prediction of this student.")
+        return {"skipped": True, "cases": len(cases)}
+    network, info = load_student(student_folder(context))
+    network = network.to(context.device.torch_device).eval()
+    probabilities = network_probabilities(network, context.device)
+    patch = tuple(info["patch"])
+    stride = fast_stride(patch) if settings.fast else tuple(info["stride"])
+    values = [item["value"] for item in info["structures"]]
+    context.emit("started", total=len(waiting))
+    done = 0
+    for index, case in enumerate(context.mine(waiting)):
+        context.check_local()
+        try:
+            volume = context.volume(case)
+            found = predict_volume(
+                probabilities,
+                volume.image,
+                volume.frame,
+                patch,
+                stride,
+                context.device,
+                batch=WINDOWS_AT_ONCE[context.device.torch_device.type],
+                check=context.check_local,
+            )
+            numbers = describe(found, values, volume.frame, volume.frame.native_spacing)
+            numbers["made_by"] = {"model": identity, "stage": STAGE, "student": student_folder(context).name}
+            label, confidence = as_images(found, values, volume.frame)
+            study.write_result(case.id, KIND, label, confidence, numbers)
+        except DEFECTS as error:
+            context.leave_out(case, error)
+            continue
+        done += 1
+        context.emit("case", id=case.id, path=f"predictions/{case.id}.nrrd", **summary(numbers))
+        context.emit("progress", step=index + 1, total=len(waiting))
+    context.device.accelerator.wait_for_everyone()
+    if context.main:
+        study.write_confidence_table(KIND)
+    if done == 0 and len(waiting) == len(cases):
+        raise InputError("No volume could be predicted.", hint="The warnings say why, case by case.")
+    context.emit("finished_stage", cases=done)
+    return {"skipped": False, "cases": done}
+
+
+def predict_image(
+    model_folder: Path, image: sitk.Image, device: Device, *, fast: bool = True
+) -> tuple[sitk.Image, sitk.Image, dict[str, Any]]:
+    """Label map, confidence and numbers of one image by a student, in the image's exact geometry."""
+    network, info = load_student(model_folder)
+    network = network.to(device.torch_device).eval()
+    preprocessing = Preprocessing.from_dict(info["preprocessing"])
+    frame = Frame.of(image, stack_axis=preprocessing.stack_axis, spacing=preprocessing.spacing)
+    array = preprocessing.normalisation.apply(frame.to_internal(image))
+    patch = tuple(info["patch"])
+    found = predict_volume(
+        network_probabilities(network, device),
+        array,
+        frame,
+        patch,
+        fast_stride(patch) if fast else tuple(info["stride"]),
+        device,
+        batch=WINDOWS_AT_ONCE[device.torch_device.type],
+    )
+    values = [item["value"] for item in info["structures"]]
+    numbers = describe(found, values, frame, frame.native_spacing)
+    label, confidence = as_images(found, values, frame)
+    return label, confidence, numbers
+
+
+def _is_current(context: StageContext, case: Case, identity: str) -> bool:
+    result = context.study.result(case.id, KIND)
+    return result is not None and result.made_by.get("model") == identity
