@@ -15,9 +15,9 @@ _CHUNK = 1 << 20
 
 
 def check_bytes(path: Path) -> None:
-    """Raise VolumeError when a NIfTI or MetaImage file is shorter than its header says or is corrupt.
+    """Raise VolumeError when a NIfTI file is shorter than its header says, or compressed data are corrupt.
 
-    NRRD needs no check: its reader compares lengths itself.
+    What NRRD and MetaImage hold uncompressed needs no check: their readers compare lengths themselves.
     """
     name = path.name.lower()
     if name.endswith((".nii", ".nii.gz")):
@@ -30,6 +30,8 @@ def check_bytes(path: Path) -> None:
         _check_nifti(path.with_name(stem + ".hdr"), data)
     elif name.endswith((".mha", ".mhd")):
         _check_meta(path)
+    elif name.endswith(".nrrd"):
+        _check_nrrd(path)
 
 
 def _check_nifti(header: Path, data: Path) -> None:
@@ -106,6 +108,17 @@ def _check_meta(path: Path) -> None:
     if fields["ElementDataFile"] != "LOCAL" and beside.is_file():
         with beside.open("rb") as stream:
             _check_zlib(beside, stream)
+
+
+def _check_nrrd(path: Path) -> None:
+    with path.open("rb") as stream:
+        packed = detached = False
+        while (line := stream.readline(1 << 16)).strip():
+            key, _, value = line.decode("latin-1").lower().partition(":")
+            packed |= key == "encoding" and value.strip() in ("gzip", "gz")
+            detached |= key in ("data file", "datafile")
+        if line and packed and not detached:
+            _check_zlib(path, stream)
 
 
 def _check_zlib(path: Path, stream: BinaryIO) -> None:
