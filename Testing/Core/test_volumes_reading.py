@@ -369,7 +369,7 @@ def test_a_dicom_folder_is_read_in_the_order_of_positions(tmp_path: Path) -> Non
 
 
 def test_a_multi_frame_dicom_file(tmp_path: Path) -> None:
-    image = sitk.Cast(volume(), sitk.sitkInt16)
+    image = sitk.Cast(volume() + 1000, sitk.sitkUInt16)
     image.SetDirection((1, 0, 0, 0, 1, 0, 0, 0, 1))
     (tmp_path / "a").mkdir()
     sitk.WriteImage(image, str(tmp_path / "a" / "all.dcm"))
