@@ -20,12 +20,13 @@ from SFRCore.study import Case, CaseResult, Study
 from SFRCore.volumes import read_image
 
 DOUBTFUL = 0.8
+SCORE_FILES = {"prediction": "scores.json", "pseudo_label": "scores_pseudo_labels.json"}
 SOURCES = {"pseudo_label": "foundation model (pseudo-label)", "prediction": "student (prediction)"}
 
 
 @dataclass(frozen=True)
 class StructureRow:
-    """One structure of a case; NaN where a number is not known. ``dice`` is measured against the reference."""
+    """One structure of a case; NaN where a number is not known. ``dice`` is measured on the reference."""
 
     value: int
     name: str
@@ -76,7 +77,8 @@ class CaseRow:
 
 @dataclass(frozen=True)
 class CasePictures:
-    """Data URIs of a case, ``width`` the pixels across its slice; ``doubt`` is empty without a confidence map.
+    """Data URIs of a case, ``width`` the pixels across its slice; ``doubt`` is empty without a confidence
+    map.
 
     ``problem`` says why there is no picture at all.
     """
@@ -91,17 +93,20 @@ class CasePictures:
     problem: str = ""
 
 
-def read_scores(study: Study) -> dict[str, Any]:
-    """reports/scores.json as evaluation wrote it; empty where there is none that can be read."""
-    path = study.reports_dir / "scores.json"
-    try:
-        content = read_json(path) if path.is_file() else {}
-    except InputError:
-        return {}
-    return content if isinstance(content, dict) else {}
+def read_scores(study: Study) -> dict[str, dict[str, Any]]:
+    """The tables that evaluation left in the reports folder, by kind of result, predictions first."""
+    tables = {}
+    for kind, name in SCORE_FILES.items():
+        try:
+            content = read_json(study.reports_dir / name)
+        except InputError:
+            continue
+        if isinstance(content, dict):
+            tables[kind] = content
+    return tables
 
 
-def case_rows(study: Study, scores: Mapping[str, Any]) -> list[CaseRow]:
+def case_rows(study: Study, scores: Mapping[str, Mapping[str, Any]]) -> list[CaseRow]:
     """Every case, the most doubtful result first, then the cases without a result."""
     rows = []
     for case in study.cases.values():
@@ -126,7 +131,13 @@ def draw_case(
         doubt = None if labeled or result is None else _doubt(result.confidence_path)
         reference = None if labeled else _read(study.reference_path(case.id))
         view = choose_view(
-            image, label, doubt=doubt, reference=reference, stack_axis=stack_axis, window=window
+            image,
+            label,
+            doubt=doubt,
+            reference=reference,
+            doubtful=None if labeled or result is None else _doubtful(result),
+            stack_axis=stack_axis,
+            window=window,
         )
     except (SFRError, RuntimeError, OSError) as error:
         reason = error.message if isinstance(error, SFRError) else "a file of this case cannot be read"
@@ -164,9 +175,10 @@ def left_out(study: Study) -> list[tuple[str, str]]:
 
 
 def _structure_rows(
-    study: Study, case: Case, result: CaseResult | None, scores: Mapping[str, Any]
+    study: Study, case: Case, result: CaseResult | None, scores: Mapping[str, Mapping[str, Any]]
 ) -> list[StructureRow]:
-    scored = ((scores.get("cases") or {}).get(case.id) or {}).get("structures") or {}
+    by_case = scores.get(result.kind if result else "", {}).get("cases") or {}
+    scored = (by_case.get(case.id) or {}).get("structures") or {}
     rows = []
     for structure in study.structures:
         key = str(structure.value)
@@ -175,7 +187,12 @@ def _structure_rows(
         dice = (scored.get(structure.name) or {}).get("dice")
         rows.append(
             StructureRow(
-                structure.value, structure.name, structure.color, number(expected), number(volume), number(dice)
+                structure.value,
+                structure.name,
+                structure.color,
+                number(expected),
+                number(volume),
+                number(dice),
             )
         )
     return rows
@@ -184,6 +201,14 @@ def _structure_rows(
 def number(value: Any) -> float:
     """``value`` as a float, NaN where it is not a number."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def _doubtful(result: CaseResult) -> tuple[int, int] | None:
+    """The file's (axis, index) of the most doubtful slice, where the result says across which axis it
+    counts.
+    """
+    axis = result.extra.get("slice_axis")
+    return (axis, result.doubtful_slice) if axis in (0, 1, 2) else None
 
 
 def _read(path: Path | None) -> sitk.Image | None:

@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -77,7 +78,9 @@ def curve_picture(
             continue
         x, y = steps[finite], values[finite]
         axes.plot(x, y, color=color, alpha=0.25, linewidth=0.8)
-        axes.plot(x, running_median(y), color=color, linewidth=1.7, label=name, marker="o" if len(x) == 1 else "")
+        axes.plot(
+            x, running_median(y), color=color, linewidth=1.7, label=name, marker="o" if len(x) == 1 else ""
+        )
     axes.set_xlim(0, max(float(steps.max(initial=1.0)), total or 0.0))
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     axes.set_xlabel("step")
@@ -105,7 +108,7 @@ def histogram_picture(groups: Mapping[str, Sequence[float]], *, label: str, low:
     axes.set_xlim(low, 1.0)
     axes.set_xlabel(label)
     axes.set_ylabel("cases")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     if len(groups) > 1:
         axes.legend(frameon=False, fontsize=8)
     _quiet(axes)
@@ -119,9 +122,11 @@ def running_median(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def data_uri(figure: Figure, *, greys: int = 40, colors: int = 56) -> str:
-    """The figure as ``data:image/png;base64,...`` with a palette of ``greys`` and at most ``colors`` colours.
+    """The figure as ``data:image/png;base64,...`` with a palette of ``greys`` and at most ``colors``
+    colours.
 
-    Colours have a part of the palette to themselves: a thin outline would be averaged away by so many greys.
+    Colours have a part of the palette to themselves: a thin outline would be averaged away by so many
+    greys.
     """
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -140,7 +145,7 @@ def data_uri(figure: Figure, *, greys: int = 40, colors: int = 56) -> str:
 
 
 def slice_size(view: SliceView) -> tuple[int, int]:
-    """(width, height) in pixels of the slice's picture: its true proportions in mm, 380 on the longer side."""
+    """(width, height) in pixels of the slice's picture: true proportions, 380 on the longer side."""
     height_mm, width_mm = (n * s for n, s in zip(view.image.shape, view.spacing, strict=True))
     scale = LONG_SIDE / max(height_mm, width_mm)
     return max(60, round(width_mm * scale)), max(60, round(height_mm * scale))
@@ -162,8 +167,12 @@ def _slice_axes(view: SliceView, *, extra: int) -> tuple[Figure, Axes]:
         interpolation="bilinear",
     )
     halo = [Stroke(linewidth=2, foreground="black"), Normal()]
-    places = ((0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center"))
-    places += ((0.5, 0.985, "center", "top"), (0.5, 0.015, "center", "bottom"))
+    places = (
+        (0.02, 0.5, "left", "center"),
+        (0.98, 0.5, "right", "center"),
+        (0.5, 0.985, "center", "top"),
+        (0.5, 0.015, "center", "bottom"),
+    )
     for letter, (x, y, horizontal, vertical) in zip(view.edges, places, strict=True):
         axes.text(
             x, y, letter, transform=axes.transAxes, ha=horizontal, va=vertical,
@@ -171,7 +180,9 @@ def _slice_axes(view: SliceView, *, extra: int) -> tuple[Figure, Axes]:
         )  # fmt: skip
     bar = max((mm for mm in (1, 2, 5, 10, 20, 50, 100) if mm <= width_mm / 3), default=1)
     start = 0.03
-    axes.plot([start, start + bar / width_mm], [0.03, 0.03], transform=axes.transAxes, color="white", linewidth=2)
+    axes.plot(
+        [start, start + bar / width_mm], [0.03, 0.03], transform=axes.transAxes, color="white", linewidth=2
+    )
     axes.text(
         start, 0.042, f"{bar} mm", transform=axes.transAxes, ha="left", va="bottom",
         color="white", fontsize=7.5, path_effects=halo,

@@ -23,7 +23,9 @@ CONFIDENT = 0.9
 
 @dataclass
 class Gallery:
-    """The pictures' HTML; ``anchors`` leads from a case id to its card, ``places`` says which slice is shown."""
+    """The pictures' HTML; ``anchors`` leads from a case id to its card, ``places`` says which slice is
+    shown.
+    """
 
     html: str = ""
     anchors: dict[str, str] = field(default_factory=dict)
@@ -59,9 +61,8 @@ def gallery(
             if drawn.outline:
                 made.places[row.case.id] = f"{drawn.plane} slice {drawn.number} of {drawn.count}"
             cards.append(_card(row, drawn, anchor))
-        made.html += (
-            f'<section><h2>{title}</h2>{_legend(study, dashed)}<div class="cards">{"".join(cards)}</div></section>'
-        )
+        body = f'{_legend(study, dashed)}<div class="cards">{"".join(cards)}</div>'
+        made.html += f"<section><h2>{title}</h2>{body}</section>"
     return made
 
 
@@ -94,14 +95,15 @@ def _card(row: CaseRow, drawn: CasePictures, anchor: str) -> str:
 def _pictures(id: str, drawn: CasePictures) -> str:
     if not drawn.outline:
         return f'<p class="soft">No picture: {escape(drawn.problem)}</p>'
-    images = picture(drawn.outline, f"{id}: {drawn.plane} slice {drawn.number} with outlines", share=drawn.width)
+    shown = f"{id}: {drawn.plane} slice {drawn.number}"
+    images = picture(drawn.outline, f"{shown} with outlines", share=drawn.width)
     caption = f"{drawn.plane.capitalize()} slice {drawn.number} of {drawn.count}"
     if drawn.doubt:
-        images += picture(drawn.doubt, f"{id}: the same slice with doubt", share=drawn.width + BAR_WIDTH)
-        caption += ", the one with the most doubt. Right: where the model doubts, on a scale that ends at its largest."
+        images += picture(drawn.doubt, f"{shown} with doubt", share=drawn.width + BAR_WIDTH)
+        caption += ", the one with the most doubt. The second picture shows where the doubt lies."
     limit = (drawn.width * 2 + BAR_WIDTH + 8) if drawn.doubt else drawn.width
     return (
-        f'<figure style="margin:0"><div class="pictures" style="max-width:{max(limit, LONG_SIDE)}px">{images}</div>'
+        f'<figure><div class="pictures" style="max-width:{max(limit, LONG_SIDE)}px">{images}</div>'
         f"<figcaption>{caption}</figcaption></figure>"
     )
 

@@ -47,7 +47,9 @@ class StageRecord:
         """(N,) steps and each series (N,), NaN where it was not told, thinned to 800 points."""
         chosen = np.unique(np.linspace(0, max(len(self.steps) - 1, 0), MOST_POINTS).round().astype(int))
         chosen = chosen[: len(self.steps)]
-        names = sorted({name for point in self.points for name in point}, key=lambda name: (name != "loss", name))
+        names = sorted(
+            {name for point in self.points for name in point}, key=lambda name: (name != "loss", name)
+        )
         series = {n: np.array([self.points[i].get(n, math.nan) for i in chosen], float) for n in names}
         return np.array([self.steps[i] for i in chosen], float), series
 
@@ -169,7 +171,9 @@ def _run_record(folder: Path, events: list[dict[str, Any]], known: list[str]) ->
 
 
 def _follow(stages: dict[str, StageRecord], events: list[dict[str, Any]], run_state: str) -> None:
-    """Add the events of one run: a stage that goes on continues its curve, one that starts anew replaces it."""
+    """Add the events of one run: a stage that goes on continues its curve, one that starts anew replaces
+    it.
+    """
     previous: float | None = None
     touched: list[StageRecord] = []
     for event in events:

@@ -30,12 +30,14 @@ a { color:var(--blue); }
 .steps { list-style:none; margin:0; padding:0; counter-reset:step; }
 .steps li { position:relative; padding:2px 0 12px 44px; counter-increment:step; }
 .steps li::before { content:counter(step); position:absolute; left:0; top:3px; width:28px; height:28px;
-  border-radius:50%; background:var(--blue); color:#fff; text-align:center; line-height:28px; font-weight:600; }
+  border-radius:50%; background:var(--blue); color:#fff; text-align:center; line-height:28px;
+  font-weight:600; }
 .grid { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(100%,330px),1fr)); gap:14px; }
 .grid .box { margin:0; } .box img { display:block; width:100%; height:auto; }
 .cards { display:grid; grid-template-columns:repeat(auto-fill,minmax(min(100%,540px),1fr)); gap:16px; }
 .card { padding:14px 16px; scroll-margin-top:56px; }
 .head { display:flex; flex-wrap:wrap; gap:6px 10px; align-items:baseline; justify-content:space-between; }
+figure { margin:0; }
 .pictures { display:flex; gap:8px; margin:10px 0 6px; align-items:flex-start; }
 .pictures img { display:block; min-width:0; height:auto; max-width:100%; border-radius:4px; }
 .chip { display:inline-block; font-size:.8rem; padding:1px 9px; border-radius:999px; background:#e8eef2;
@@ -44,7 +46,8 @@ a { color:var(--blue); }
   vertical-align:-.05em; border:1px solid #0003; }
 .legend { position:sticky; top:0; z-index:1; background:var(--back); padding:8px 0; display:flex;
   flex-wrap:wrap; gap:4px 18px; font-size:.92rem; border-bottom:1px solid var(--line); margin-bottom:12px; }
-.dash { display:inline-block; width:1.6em; border-top:2px dashed #8a97a3; vertical-align:.25em; margin-right:.45em; }
+.dash { display:inline-block; width:1.6em; border-top:2px dashed #8a97a3; vertical-align:.25em;
+  margin-right:.45em; }
 .low { color:var(--low); } .middle { color:var(--middle); } .high { color:var(--high); }
 .low, .middle, .high { font-weight:600; }
 .scroll { overflow-x:auto; }
@@ -55,7 +58,8 @@ td.n, th.n { text-align:right; white-space:nowrap; } td.wrap { overflow-wrap:any
 details { margin:8px 0; } summary { cursor:pointer; color:var(--blue); }
 .warn { border-left:5px solid var(--middle); } .warn ul { margin:6px 0; padding-left:1.2em; }
 footer { margin-top:48px; border-top:1px solid var(--line); padding-top:12px; }
-@media (max-width:600px) { .pictures { flex-direction:column; } .pictures img { width:100%; }
+@media (max-width:600px) { figure { margin:0; }
+.pictures { flex-direction:column; } .pictures img { width:100%; }
   h1 { font-size:1.4rem; } main { padding:16px 12px 32px; } }
 @media print { .card, .box { break-inside:avoid; } .legend { position:static; } body { background:#fff; } }
 """
@@ -67,21 +71,25 @@ def document(title: str, sections: Iterable[str]) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; "
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">\n"
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body><main>\n{body}\n</main></body>\n</html>\n"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<body><main>\n{body}\n</main></body>\n</html>\n"
     )
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from: int = 1) -> str:
-    """A table that scrolls sideways on a phone; ``rows`` are HTML, columns from ``numbers_from`` on are numbers."""
+    """A table that scrolls sideways on a phone; ``rows`` are HTML, columns from ``numbers_from`` on are
+    numbers.
+    """
 
     def line(cells: Sequence[str], tag: str) -> str:
         kinds = ((' class="n"' if i >= numbers_from else ' class="wrap"') for i in range(len(cells)))
         return "".join(f"<{tag}{kind}>{cell}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
 
     body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{line(head, "th")}</tr></thead><tbody>{body}</tbody></table></div>'
+    top = f"<thead><tr>{line(head, 'th')}</tr></thead>"
+    return f'<div class="scroll"><table>{top}<tbody>{body}</tbody></table></div>'
 
 
 def picture(uri: str, alt: str, *, share: float | None = None) -> str:
@@ -103,7 +111,8 @@ def rated(value: float, *, low: float, high: float) -> str:
     """A Dice between 0 and 1, coloured by whether it is below ``low``, below ``high`` or above."""
     if not math.isfinite(value):
         return fixed(value)
-    return f'<span class="{"low" if value < low else "middle" if value < high else "high"}">{value:.2f}</span>'
+    level = "low" if value < low else "middle" if value < high else "high"
+    return f'<span class="{level}">{value:.2f}</span>'
 
 
 def moment(seconds: float) -> str:

@@ -12,10 +12,10 @@ from typing import Any
 
 from SFRCore import __version__
 from SFRCore.errors import InputError
-from SFRCore.report.cases import CaseRow, case_rows, left_out, read_scores
+from SFRCore.report.cases import CaseRow, case_rows, left_out, number, read_scores
 from SFRCore.report.gallery import Gallery, gallery
 from SFRCore.report.history import History, read_history, read_models, readable_rows
-from SFRCore.report.markup import count, document, fixed, moment, picture, table
+from SFRCore.report.markup import count, document, fixed, moment, table
 from SFRCore.report.sections import curves, numbers_of_doubt, scores_section, what_was_run
 from SFRCore.runtime.files import read_json, write_text
 from SFRCore.study import Study
@@ -29,9 +29,9 @@ def write_report(
 ) -> Path:
     """Write the report of a study and return its path (STUDY/reports/report.html if ``path`` is None).
 
-    ``run`` shows what one run did instead of all runs; ``pictures`` is the most cases drawn, the most doubtful
-    ones. Cases are named by their ids only: no path, host or patient name is written. Raises InputError for an
-    unknown run or where the page cannot be written.
+    ``run`` shows what one run did instead of all runs; ``pictures`` is the most cases drawn, the most
+    doubtful ones. Cases are named by their ids only: no path, host or patient name is written. Raises
+    InputError for an unknown run or where the page cannot be written.
     """
     target = Path(path) if path is not None else study.reports_dir / "report.html"
     if path is None and study.readonly:
@@ -69,7 +69,7 @@ def write_report(
     return target
 
 
-def _head(name: str, rows: list[CaseRow], scores: Mapping[str, Any]) -> str:
+def _head(name: str, rows: list[CaseRow], scores: Mapping[str, Mapping[str, Any]]) -> str:
     labeled = sum(row.case.role == "labeled" for row in rows)
     wanted = [row for row in rows if row.case.role in ("unlabeled", "test")]
     done = [row for row in wanted if row.result is not None]
@@ -95,11 +95,13 @@ def _head(name: str, rows: list[CaseRow], scores: Mapping[str, Any]) -> str:
     expected = [row.expected_dice for row in done if math.isfinite(row.expected_dice)]
     if expected:
         tiles.append((f"{median(expected):.2f}", "median expected Dice"))
-    measured = scores.get("mean_dice")
-    if isinstance(measured, int | float) and math.isfinite(measured):
-        cases = count(len(scores.get("cases") or {}), "case")
-        tiles.append((f"{measured:.2f}", f"measured Dice ({cases} with a reference)"))
-    shown = "".join(f'<div class="tile"><b>{value}</b><span class="soft">{label}</span></div>' for value, label in tiles)
+    for scored in list(scores.values())[:1]:
+        measured, cases = number(scored.get("mean_dice")), count(len(scored.get("cases") or {}), "case")
+        if math.isfinite(measured):
+            tiles.append((f"{measured:.2f}", f"measured Dice ({cases} with a reference)"))
+    shown = "".join(
+        f'<div class="tile"><b>{n}</b><span class="soft">{label}</span></div>' for n, label in tiles
+    )
     return (
         f'<header><p class="soft">Segmentation report</p><h1>{escape(name)}</h1>'
         f'<p class="lead">{lead}</p><div class="tiles">{shown}</div></header>'
@@ -121,9 +123,9 @@ def _look_first(rows: list[CaseRow], drawn: Gallery) -> str:
     return (
         '<section><h2>Look at these first</h2><div class="box first">'
         f"<ol>{''.join(items)}</ol>"
-        '<p class="soft">Expected Dice is how well the model expects its own outline to agree with an expert\'s: '
-        "1 is perfect agreement, 0 means that the structure was not found. It is the model's own estimate, not a "
-        "measurement.</p></div></section>"
+        '<p class="soft">Expected Dice is how well the model expects its own outline to agree with an '
+        "expert's: 1 is perfect agreement, 0 means that the structure was not found. It is the model's own "
+        "estimate, not a measurement.</p></div></section>"
     )
 
 
@@ -135,7 +137,7 @@ def _rest(rows: list[CaseRow], drawn: Gallery) -> str:
         (
             escape(row.case.id),
             row.case.role,
-            row.case.review if row.result else "no result yet" if row.case.role in ("unlabeled", "test") else "",
+            _state(row),
             fixed(row.expected_dice),
             fixed(row.result.mean_confidence, 3) if row.result else fixed(math.nan),
         )
@@ -149,14 +151,21 @@ def _rest(rows: list[CaseRow], drawn: Gallery) -> str:
     )
 
 
+def _state(row: CaseRow) -> str:
+    if row.result is not None and row.case.role == "unlabeled":
+        return row.case.review
+    return "no result yet" if row.result is None and row.case.role in ("unlabeled", "test") else ""
+
+
 def _left_out(study: Study, history: History) -> str:
     out = left_out(study)
     parts = []
     if out:
         parts.append(table(("Case", "Why"), [(escape(id), escape(why)) for id, why in out], numbers_from=2))
-    said = [text for text in history.warnings if not any(text.startswith(f"Case {id} is left out") for id, _ in out)]
+    known = tuple(f"Case {id} is left out" for id, _ in out)
+    said = "".join(f"<li>{escape(text)}</li>" for text in history.warnings if not text.startswith(known))
     if said:
-        parts.append("<p>Warnings of the runs:</p><ul>" + "".join(f"<li>{escape(t)}</li>" for t in said) + "</ul>")
+        parts.append(f"<p>Warnings of the runs:</p><ul>{said}</ul>")
     if not parts:
         return ""
     title = "Cases left out" if out else "Warnings"

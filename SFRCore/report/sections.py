@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from SFRCore.report.cases import CaseRow, number
+from SFRCore.report.cases import SOURCES, CaseRow, number
 from SFRCore.report.figures import curve_picture, histogram_picture
 from SFRCore.report.history import History, StageRecord
 from SFRCore.report.markup import count, duration, fixed, moment, picture, table
@@ -16,12 +16,12 @@ from SFRCore.study import Study
 STAGES: dict[str, tuple[str, str]] = {
     "finetune": (
         "Foundation model fine-tuned",
-        "A model trained on millions of everyday pictures learnt to outline the structures, from the slices of the "
-        "labeled cases laid side by side.",
+        "A model that had learnt to outline things in pictures of all kinds (SAM) was shown the labeled "
+        "cases, their slices laid side by side.",
     ),
     "pseudolabel": (
         "Unlabeled cases pre-segmented",
-        "The fine-tuned foundation model segmented the unlabeled cases (pseudo-labels) and said how sure it was.",
+        "The fine-tuned foundation model segmented the unlabeled cases (pseudo-labels) and told its doubts.",
     ),
     "retrain": (
         "Student network trained",
@@ -30,6 +30,7 @@ STAGES: dict[str, tuple[str, str]] = {
     "predict": ("Cases segmented", "The student segmented the cases: these are the results to use."),
     "evaluate": ("Results compared with references", "Segmentations were scored against labels kept aside."),
 }
+ENDED = {"cancelled": "was cancelled", "in progress": "has not ended yet"}
 CHOICES = {
     "recipe": "recipe",
     "ssl": "semi-supervised method",
@@ -39,7 +40,12 @@ CHOICES = {
     "device": "device",
     "seed": "random seed",
 }
-SCORES = (("dice", "Dice", 3), ("jaccard", "Jaccard", 3), ("asd", "Surface distance", 2), ("hd95", "95% Hausdorff", 2))
+SCORES = (
+    ("dice", "Dice", 3),
+    ("jaccard", "Jaccard", 3),
+    ("asd", "Surface distance", 2),
+    ("hd95", "95% Hausdorff", 2),
+)
 
 
 def what_was_run(study: Study, history: History) -> str:
@@ -49,22 +55,20 @@ def what_was_run(study: Study, history: History) -> str:
     items = []
     for stage in history.stages:
         title, words = STAGES.get(stage.stage, (stage.stage.replace("_", " ").capitalize(), ""))
-        items.append(f"<li><b>{escape(title)}</b> <span class='soft'>{_progress(stage)}</span><br>{words}</li>")
+        progress = f'<span class="soft">{_progress(stage)}</span>'
+        items.append(f"<li><b>{escape(title)}</b> {progress}<br>{words}</li>")
     last = history.runs[-1]
-    chosen = [
-        f"{words} {escape(str(last.settings[key]))}" for key, words in CHOICES.items() if last.settings.get(key) is not None
-    ]
+    settings = ((words, last.settings.get(key)) for key, words in CHOICES.items())
+    chosen = [f"{words} {escape(str(value))}" for words, value in settings if value is not None]
     names = ", ".join(escape(structure.name) for structure in study.structures)
-    ended = f"The last run {last.state}" if last.state in ("finished", "failed") else f"The last run is {last.state}"
-    if last.state == "cancelled":
-        ended = "The last run was cancelled"
+    ended = f"The last run {ENDED.get(last.state, last.state)}"
     message = f": {escape(last.message)}" if last.state == "failed" and last.message else "."
     steps = f'<ol class="steps">{"".join(items)}</ol>' if items else ""
     asked = f"<p class='soft'>Chosen for the last run: {'; '.join(chosen)}.</p>" if chosen else ""
-    when = f" It was started on {moment(last.started)}." if last.started else ""
+    when = f" The last run began on {moment(last.started)}." if last.started else ""
     return (
-        f'<section><h2>What was run</h2><div class="box"><p>Segmented: <b>{names}</b>. {ended}{message}{when}</p>'
-        f"{steps}{asked}</div></section>"
+        f'<section><h2>What was run</h2><div class="box"><p>Structures: <b>{names}</b>.{when} '
+        f"{ended}{message}</p>{steps}{asked}</div></section>"
     )
 
 
@@ -76,12 +80,13 @@ def curves(history: History) -> str:
         if len(steps):
             title = STAGES.get(stage.stage, (stage.stage, ""))[0]
             uri = curve_picture(steps, series, total=float(stage.total))
-            boxes.append(f'<div class="box"><h3>{escape(title)}</h3>{picture(uri, f"Loss of {stage.stage}")}</div>')
+            image = picture(uri, f"Loss of {stage.stage}")
+            boxes.append(f'<div class="box"><h3>{escape(title)}</h3>{image}</div>')
     if not boxes:
         return ""
     return (
-        "<section><h2>How training went</h2><p class='soft'>The loss measures how far the model is from what it should "
-        "say: it should fall and then level off. The strong line is the trend.</p>"
+        '<section><h2>How training went</h2><p class="soft">The loss says how far the model is from what it '
+        "should say: it should fall and then level off. The strong line is the trend.</p>"
         f'<div class="grid">{"".join(boxes)}</div></section>'
     )
 
@@ -104,35 +109,52 @@ def numbers_of_doubt(rows: list[CaseRow]) -> str:
         ("Expected Dice of the least certain structure", histogram_picture(expected, label="expected Dice")),
         ("Mean confidence of all voxels", histogram_picture(confidence, label="mean confidence", low=low)),
     )
-    boxes = "".join(f'<div class="box"><h3>{title}</h3>{picture(uri, title)}</div>' for title, uri in pictures)
+    boxes = "".join(f'<div class="box"><h3>{t}</h3>{picture(uri, t)}</div>' for t, uri in pictures)
     return (
-        "<section><h2>How sure the model is</h2><p class='soft'>Each bar counts cases. Mean confidence is dominated by "
-        f'the background, so go by the expected Dice.</p><div class="grid">{boxes}</div></section>'
+        '<section><h2>How sure the model is</h2><p class="soft">Each bar counts cases. Mean confidence is '
+        "dominated by the background, so go by the expected Dice.</p>"
+        f'<div class="grid">{boxes}</div></section>'
     )
 
 
-def scores_section(scores: Mapping[str, Any]) -> str:
-    """Means over cases of each structure, then each case."""
+def scores_section(tables: Mapping[str, Mapping[str, Any]]) -> str:
+    """Of each kind of result: means over cases of each structure, then each case."""
+    boxes = [_score_box(SOURCES[kind], table) for kind, table in tables.items()]
+    if not any(boxes):
+        return ""
+    return (
+        "<section><h2>Measured against references</h2><p>Scored on cases with a reference label, which "
+        "training never reads. Dice and Jaccard: 1 is perfect. Distances between the surfaces: 0 is perfect.</p>"
+        f"{''.join(boxes)}</section>"
+    )
+
+
+def _score_box(title: str, scores: Mapping[str, Any]) -> str:
     structures = scores.get("structures") or {}
     cases = scores.get("cases") or {}
     if not structures and not cases:
         return ""
-    unit = "mm" if scores.get("millimetres") else "voxels"
-    head = ["Structure"] + [f"{title} ({unit})" if key in ("asd", "hd95") else title for key, title, _ in SCORES]
+    unit = "mm" if scores.get("unit") == "mm" else "voxels"
+    distances = ("asd", "hd95")
+    head = ["Structure"] + [f"{title} ({unit})" if key in distances else title for key, title, _ in SCORES]
     means = [[escape(name), *_score_cells(values)] for name, values in structures.items()]
     per_case = [
-        [f"{escape(id)} <span class='soft'>{escape(name)}</span>", *_score_cells(values)]
+        [f'{escape(id)} <span class="soft">{escape(name)}</span>', *_score_cells(values)]
         for id, case in cases.items()
         for name, values in (case.get("structures") or {}).items()
     ]
-    empty = sum(number(v.get("empty")) for v in structures.values() if math.isfinite(number(v.get("empty"))))
-    note = f" In {count(int(empty), 'comparison')} one of the two was empty." if empty else ""
+    counts = [number(values.get("undefined_distances")) for values in structures.values()]
+    undefined = int(sum(n for n in counts if math.isfinite(n)))
+    note = ""
+    if undefined:
+        note = (
+            f'<p class="soft">{count(undefined, "distance is", "distances are")} left out of the means, '
+            "because one of the two outlines was empty.</p>"
+        )
+    heading = f"{title[0].upper()}{title[1:]}, {count(len(cases), 'case')}"
     return (
-        "<section><h2>Measured against references</h2>"
-        f"<p>Scored on {count(len(cases), 'case')} whose expert label the training never saw. Dice and Jaccard: 1 is "
-        f"perfect. Distances between the surfaces: 0 is perfect.{note}</p>"
-        f'<div class="box">{table(head, means)}<details><summary>Each case</summary>'
-        f"{table(['Case', *head[1:]], per_case)}</details></div></section>"
+        f'<div class="box"><h3>{escape(heading)}</h3>{table(head, means)}'
+        f"{note}<details><summary>Each case</summary>{table(['Case', *head[1:]], per_case)}</details></div>"
     )
 
 

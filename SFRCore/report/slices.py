@@ -7,11 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from SFRCore.volumes.frame import Frame, choose_stack_axis
 
-MARGIN_VOXELS = 3
 MARGIN_MM = 12.0
 SOFT_TISSUE = (-160.0, 240.0)
 PLANES = ("sagittal", "coronal", "axial")
@@ -22,11 +20,12 @@ Array = NDArray[np.generic]
 
 @dataclass(frozen=True)
 class SliceView:
-    """One slice as a viewer shows it: radiological, patient's right on the left, anterior or superior on top.
+    """One slice as a viewer shows it: radiological, patient's right on the left, anterior or superior on
+    top.
 
-    ``image``, ``label``, ``doubt`` and ``reference`` are (rows, columns); ``spacing`` is mm between rows and
-    between columns; ``edges`` are the letters at left, right, top and bottom; ``number`` counts the ``count``
-    slices of the file from 1; ``window`` is the values shown as (black, white).
+    ``image``, ``label``, ``doubt`` and ``reference`` are (rows, columns); ``spacing`` is mm between rows
+    and between columns; ``edges`` are the letters at left, right, top and bottom; ``number`` counts the
+    ``count`` slices of the file from 1; ``window`` is the values shown as (black, white).
     """
 
     image: NDArray[np.float32]
@@ -47,23 +46,29 @@ def choose_view(
     *,
     doubt: sitk.Image | None = None,
     reference: sitk.Image | None = None,
+    doubtful: tuple[int, int] | None = None,
     stack_axis: int | None = None,
     window: tuple[float, float] | None = None,
 ) -> SliceView:
-    """The most doubtful slice of a case, cropped around what is drawn in it.
+    """The slice of a case that is shown, cropped around what is drawn in it.
 
-    ``label`` and ``reference`` hold a value a structure, ``doubt`` is 1 - confidence. ``stack_axis`` is the LPS
-    axis across the slices (None: that of the coarsest spacing). Raises VolumeError where one of them does not
-    lie on the voxels of ``image``.
+    ``label`` and ``reference`` hold a value a structure, ``doubt`` is 1 - confidence. ``doubtful`` is the
+    file's (axis, index) of the most doubtful slice, which is shown; else the slice with most foreground
+    across ``stack_axis`` (LPS; None: the coarsest spacing) is, or the middle one. Raises VolumeError where
+    one of the volumes does not lie on the voxels of ``image``.
     """
     axis = choose_stack_axis([image]) if stack_axis is None else stack_axis
     frame = Frame.of(image, stack_axis=axis)
+    if doubtful is not None:
+        frame = next(f for a in range(3) if (f := Frame.of(image, stack_axis=a)).axes[2] == doubtful[0])
+        axis = frame.stack_axis
     pixels = frame.to_internal(image)
     label_map = None if label is None else frame.to_internal(label, label=True)
     doubt_map = None if doubt is None else frame.to_internal(doubt)
     reference_map = None if reference is None else frame.to_internal(reference, label=True)
-    drawn = label_map if label_map is not None else reference_map
-    z = pixels.shape[2] // 2 if drawn is None else shown_slice(drawn, doubt_map)
+    z = _fullest(label_map if label_map is not None else reference_map, pixels.shape[2])
+    if doubtful is not None and 0 <= doubtful[1] < pixels.shape[2]:
+        z = pixels.shape[2] - 1 - doubtful[1] if frame.flips[2] else doubtful[1]
 
     def page(volume: Array) -> Array:
         plane = volume[:, :, z].T
@@ -87,33 +92,19 @@ def choose_view(
     )
 
 
-def shown_slice(label: Array, doubt: Array | None) -> int:
-    """Z of the slice with the most doubt in the foreground and a margin around it.
-
-    ``label`` and ``doubt`` are (X, Y, Z). Without doubt: the slice with most foreground. Without foreground: the
-    slice with most doubt, or the middle one.
-    """
-    foreground = label != 0
-    if not foreground.any():
-        total = np.zeros(label.shape[2]) if doubt is None else doubt.sum(axis=(0, 1), dtype=float)
-        return int(total.argmax()) if total.any() else label.shape[2] // 2
-    if doubt is not None:
-        cube = ndimage.find_objects(foreground.view(np.uint8))[0]
-        grown = tuple(
-            slice(max(s.start - MARGIN_VOXELS, 0), min(s.stop + MARGIN_VOXELS, n))
-            for s, n in zip(cube, label.shape, strict=True)
-        )
-        near = ndimage.binary_dilation(foreground[grown], iterations=MARGIN_VOXELS)
-        total = (np.asarray(doubt[grown], float) * near).sum(axis=(0, 1))
-        if total.any():
-            return int(total.argmax()) + grown[2].start
-    return int(foreground.sum(axis=(0, 1)).argmax())
+def _fullest(label: Array | None, slices: int) -> int:
+    """Z of the slice with most foreground, the middle one where there is none."""
+    if label is None or not label.any():
+        return slices // 2
+    return int(np.count_nonzero(label, axis=(0, 1)).argmax())
 
 
 def _box_around(
     masks: list[Array], shape: tuple[int, ...], spacing: tuple[float, float]
 ) -> tuple[slice, slice]:
-    """A square of the plane (in mm) around all that is drawn; the whole slice where that is not much larger."""
+    """A square of the plane (in mm) around all that is drawn; the whole slice where that is not much
+    larger.
+    """
     found = np.argwhere(np.any([mask != 0 for mask in masks], axis=0)) if masks else np.empty((0, 2))
     whole = (slice(0, shape[0]), slice(0, shape[1]))
     if not len(found):

@@ -7,7 +7,7 @@ reference implementations of SFR, UA-MT and MagicNet call with (prediction, refe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -63,23 +63,6 @@ def case_scores(
     }
 
 
-def mean_scores(cases: Iterable[Mapping[str, float]]) -> Scores:
-    """Average the scores of one structure over cases.
-
-    Each metric is the mean over the cases in which it is defined (NaN is left out; NaN if it is defined in
-    none). ``cases`` counts the cases, ``empty`` those in which the prediction or the reference (or both) was
-    empty, so that a mean distance over few cases can be recognised.
-    """
-    rows = list(cases)
-    means: Scores = {}
-    for metric in METRICS:
-        defined = [row[metric] for row in rows if math.isfinite(row[metric])]
-        means[metric] = float(np.mean(defined)) if defined else math.nan
-    means["cases"] = len(rows)
-    means["empty"] = sum(_was_empty(row) for row in rows)
-    return means
-
-
 def surface(mask: BoolArray) -> BoolArray:
     """Voxels of ``mask`` (X, Y, Z) with a face neighbour outside of it or outside of the array."""
     eroded = ndimage.binary_erosion(mask, structure=ndimage.generate_binary_structure(mask.ndim, 1))
@@ -113,10 +96,6 @@ def _structure_scores(
 def _distances(start: BoolArray, goal: BoolArray, spacing: tuple[float, ...] | None) -> NDArray[np.float64]:
     field: NDArray[np.float64] = ndimage.distance_transform_edt(~goal, sampling=spacing)
     return field[start]
-
-
-def _was_empty(row: Mapping[str, float]) -> bool:
-    return not math.isfinite(row["hd95"]) or (row["dice"] == 0.0 and row["hd95"] == 0.0)
 
 
 def _size(array: NDArray[np.integer]) -> str:

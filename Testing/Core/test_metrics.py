@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from SFRCore.errors import InputError
-from SFRCore.stages.metrics import case_scores, mean_scores, surface
+from SFRCore.stages.metrics import case_scores, surface
 
 medpy = pytest.importorskip("medpy.metric.binary")
 
@@ -102,32 +102,6 @@ def test_empty_maps() -> None:
         assert math.isnan(strict["asd"]) and math.isnan(strict["hd95"])
         official = case_scores(prediction, reference, 2, mode="official")[1]
         assert official == {"dice": 0.0, "jaccard": 0.0, "asd": 0.0, "hd95": 0.0}
-
-
-@pytest.mark.parametrize("mode", ["strict", "official"])
-def test_the_mean_counts_empty_cases(mode: str) -> None:
-    empty = np.zeros((8, 8, 8), np.uint8)
-    some = empty.copy()
-    some[2:5, 2:5, 2:5] = 1
-    moved = np.roll(some, 1, axis=0)
-    rows = [
-        case_scores(some, some, 2, mode=mode)[1],
-        case_scores(moved, some, 2, mode=mode)[1],
-        case_scores(empty, some, 2, mode=mode)[1],
-    ]
-    mean = mean_scores(rows)
-    assert mean["cases"] == 3 and mean["empty"] == 1
-    assert mean["dice"] == pytest.approx((1 + rows[1]["dice"] + 0) / 3)
-    counted = 3 if mode == "official" else 2
-    assert mean["asd"] == pytest.approx(rows[1]["asd"] / counted)
-
-
-def test_a_structure_never_found_has_no_mean_distance() -> None:
-    empty = np.zeros((4, 4, 4), np.uint8)
-    some = empty.copy()
-    some[1, 1, 1] = 1
-    mean = mean_scores([case_scores(empty, some, 2)[1]])
-    assert math.isnan(mean["hd95"]) and mean["empty"] == 1 and mean["dice"] == 0.0
 
 
 def test_border_voxels_are_surface() -> None:
