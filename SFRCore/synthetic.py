@@ -47,8 +47,8 @@ def make_synthetic_cohort(
     """Write ``cases`` volumes and their label maps; returns the folders (images, labels).
 
     ``images/case_01.nrrd`` is int16 of ``size`` voxels (x, y, z as stored), ``labels/case_01.nrrd`` uint8
-    with 0 for background and 1..structures. Directions are not the identity, and every third case is oblique. The
-    same seed gives the same voxels. Raises InputError for numbers that make no volume.
+    with 0 for background and 1..structures. Directions are not the identity, and every third case is oblique.
+    The same seed gives the same voxels. Raises InputError for numbers that make no volume.
     """
     if not 1 <= structures <= len(STRUCTURES):
         raise InputError(f"An invented cohort has 1 to {len(STRUCTURES)} structures, not {structures}.")

@@ -1,8 +1,13 @@
 """The command line ``sfr``: it parses, calls SFRCore and prints.
 
-Nothing heavy is imported before a command runs."""
+Nothing heavy is imported before a command runs.
+"""
 
-from SFRCore.cli import computing, results, studies, upkeep  # noqa: F401  (each registers its commands)
+from importlib import import_module
+
 from SFRCore.cli.app import app, main
+
+for _part in ("studies", "computing", "results", "upkeep"):
+    import_module(f"{__name__}.{_part}")
 
 __all__ = ["app", "main"]

@@ -16,6 +16,7 @@ from SFRCore import __version__
 from SFRCore.cli.display import console, print_json
 from SFRCore.errors import Cancelled, DiskFull, OutOfMemory, SFRError
 
+EXAMPLE = "\n\n[bold]Example:[/bold]  "
 STUDY_PANEL = "A study and its cases"
 COMPUTE_PANEL = "Computing"
 RESULTS_PANEL = "Results"
@@ -32,16 +33,14 @@ class ExplainingGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise
         except SFRError as error:
             explained = error
         except KeyboardInterrupt:
             explained = Cancelled("Cancelled.")
-        except BrokenPipeError:
-            raise
         except (MemoryError, OSError, RuntimeError) as error:
             explained = _explain(error)
-        except (typer.Exit, typer.Abort):
-            raise
         except Exception as error:
             if type(error).__module__.partition(".")[0] in ("click", "typer"):
                 raise
@@ -54,6 +53,7 @@ app = typer.Typer(
     name="sfr",
     cls=ExplainingGroup,
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,11 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from SFRCore.cli import options as opt
-from SFRCore.cli.app import COMPUTE_PANEL, app
-from SFRCore.cli.display import Display, print_json, print_lines
+from SFRCore.cli.app import COMPUTE_PANEL, EXAMPLE, app
+from SFRCore.cli.display import Display, can_ask, print_json, show_result
 from SFRCore.errors import Cancelled, InputError
 
-EXAMPLE = "\n\n[bold]Example:[/bold]  "
 STAGES = {
     "run": "Do the whole recipe; what is done is skipped, what was cut off is continued."
     + EXAMPLE
@@ -31,21 +29,13 @@ STAGES = {
 }
 
 
-def show_result(result: Any, *, json: bool) -> None:
-    """A command's result on stdout: one JSON document, or lines for a person."""
-    if json:
-        print_json(result)
-    elif isinstance(result, dict):
-        print_lines(result)
-
-
 def compute(call: Callable[..., Any], *arguments: Any, yes: bool, **settings: Any) -> Any:
     """Call a function of SFRCore.api while showing its events; on a terminal, ask before a very long run."""
     try:
         with Display() as display:
             return call(*arguments, yes=yes, on_event=display, **settings)
     except InputError as error:
-        if error.code != "long_run" or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        if error.code != "long_run" or not can_ask():
             raise
         question = error
     typer.echo(question.message + (f"\n{question.hint}" if question.hint else ""), err=True)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
-from rich.table import Table
-from rich.text import Text
 
 from SFRCore.runtime.files import json_text
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 console = Console(stderr=True, highlight=False)
 LINE_EVERY = 30.0
@@ -30,6 +31,8 @@ class Display:
     """
 
     def __init__(self) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
         self._said: set[str] = set()
         self._tasks: dict[tuple[str, str], TaskID] = {}
         self._line_due: dict[str, float] = {}
@@ -68,7 +71,7 @@ class Display:
 
     def say(self, message: str, style: str = "") -> None:
         """One message above the bars."""
-        console.print(Text(message, style=style), soft_wrap=True)
+        console.print(message, style=style or None, markup=False, soft_wrap=True)
 
     def warn(self, message: str) -> None:
         """One warning, once."""
@@ -100,6 +103,11 @@ class Display:
             if name == stage:
                 total = next(item.total for item in self._bars.tasks if item.id == task)
                 self._bars.update(task, completed=total or 0, note=f"{doing} done".strip())
+
+
+def can_ask() -> bool:
+    """Whether a person sits at a terminal and can answer a question."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def duration(seconds: float) -> str:
@@ -168,6 +176,14 @@ def print_json(value: Any) -> None:
     typer.echo(json_text(plain(value), indent=2))
 
 
+def show_result(result: Any, *, json: bool) -> None:
+    """A command's result on stdout: one JSON document, or lines for a person."""
+    if json:
+        print_json(result)
+    elif isinstance(result, dict):
+        print_lines(result)
+
+
 def print_lines(value: Mapping[str, Any], *, indent: int = 0) -> None:
     """A result for a person, on stdout: one "name: value" a line, nested ones indented."""
     for key, item in value.items():
@@ -183,6 +199,9 @@ def print_lines(value: Mapping[str, Any], *, indent: int = 0) -> None:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A table on stdout."""
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column)

@@ -16,67 +16,51 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, however long
 Background = Annotated[
     bool, typer.Option("--background", help="Start it as a process of its own and return; see sfr jobs.")
 ]
-Device = Annotated[
-    str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.  [default: auto]", show_default=False)
-]
-Precision = Annotated[
-    str | None, typer.Option(help="auto, fp32, bf16 or fp16.  [default: auto]", show_default=False)
-]
-Recipe = Annotated[
-    str | None, typer.Option(help="Which stages run, in which order.  [default: sfr]", show_default=False)
-]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", show_default="auto")]
+Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.", show_default="auto")]
+Recipe = Annotated[str | None, typer.Option(help="Which stages run, in which order.", show_default="sfr")]
 Ssl = Annotated[
     str | None,
-    typer.Option(
-        help="Semi-supervised method of the retraining.  [default: mean_teacher]", show_default=False
-    ),
+    typer.Option(help="Semi-supervised method of the retraining.", show_default="mean_teacher"),
 ]
 Preset = Annotated[
     str | None,
     typer.Option(
-        help="Numbers for a kind of data; auto chooses them from the volumes.  [default: the study's]",
-        show_default=False,
+        help="Numbers for a kind of data; auto chooses them from the volumes.",
+        show_default="the study's",
     ),
 ]
 Foundation = Annotated[
     str | None,
-    typer.Option(help="tiny, vit_b, vit_l, vit_h or a checkpoint file.  [default: tiny]", show_default=False),
+    typer.Option(help="tiny, vit_b, vit_l, vit_h or a checkpoint file.", show_default="tiny"),
 ]
 Tuning = Annotated[
     str | None,
-    typer.Option(
-        help="What of SAM is tuned: lora, decoder or full.  [default: by the foundation]", show_default=False
-    ),
+    typer.Option(help="What of SAM is tuned: lora, decoder or full.", show_default="by the foundation"),
 ]
-Student = Annotated[
-    str | None, typer.Option(help="Network that predicts in the end.  [default: vnet]", show_default=False)
-]
+Student = Annotated[str | None, typer.Option(help="Network that predicts in the end.", show_default="vnet")]
 PseudoLabels = Annotated[
     str | None,
-    typer.Option(
-        help="cached (made once) or online (made while retraining).  [default: cached]", show_default=False
-    ),
+    typer.Option(help="cached (made once) or online (made while retraining).", show_default="cached"),
 ]
-Seed = Annotated[
-    int | None, typer.Option(help="Seed of every random number.  [default: 1337]", show_default=False)
-]
+Seed = Annotated[int | None, typer.Option(help="Seed of every random number.", show_default="1337")]
 IterationsFinetune = Annotated[
-    int | None, typer.Option(help="Steps of fine-tuning SAM.  [default: by the preset]", show_default=False)
+    int | None, typer.Option(help="Steps of fine-tuning SAM.", show_default="by the preset")
 ]
 IterationsRetrain = Annotated[
     int | None,
-    typer.Option(help="Steps of training the student.  [default: by the preset]", show_default=False),
+    typer.Option(help="Steps of training the student.", show_default="by the preset"),
 ]
 Patch = Annotated[
     str | None,
     typer.Option(
         metavar="X,Y,Z",
-        help="Size of a training crop in voxels.  [default: by the preset]",
-        show_default=False,
+        help="Size of a training crop in voxels.",
+        show_default="by the preset",
     ),
 ]
 PseudoWeight = Annotated[
-    float | None, typer.Option(help="Weight of the pseudo-label loss.  [default: 1]", show_default=False)
+    float | None, typer.Option(help="Weight of the pseudo-label loss.", show_default="1")
 ]
 MethodOption = Annotated[
     list[str] | None,

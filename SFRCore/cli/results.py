@@ -9,9 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from SFRCore.cli import options as opt
-from SFRCore.cli.app import RESULTS_PANEL, app
-from SFRCore.cli.computing import EXAMPLE, show_result
-from SFRCore.cli.display import print_json, print_table
+from SFRCore.cli.app import EXAMPLE, RESULTS_PANEL, app
+from SFRCore.cli.display import print_json, print_table, show_result
 
 MEASURES = ("dice", "jaccard", "asd", "hd95")
 
@@ -28,8 +27,8 @@ def evaluate(
     cases: Annotated[
         str | None,
         typer.Option(
-            help="Which cases: test, unlabeled or all.  [default: test; for pseudo-labels, unlabeled]",
-            show_default=False,
+            help="Which cases: test, unlabeled or all.",
+            show_default="test; for pseudo-labels, unlabeled",
         ),
     ] = None,
     mode: Annotated[
@@ -85,7 +84,7 @@ def report(
     study: opt.StudyFolder,
     output: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Where to.  [default: reports/ of the study]", show_default=False),
+        typer.Option(metavar="FILE", help="Where to.", show_default="reports/ of the study"),
     ] = None,
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     json: opt.Json = False,
@@ -117,7 +116,7 @@ def export(
     ],
     output: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where to.  [default: exports/ of the study]", show_default=False),
+        typer.Option(metavar="DIR", help="Where to.", show_default="exports/ of the study"),
     ] = None,
     formats: Annotated[
         str, typer.Option("--format", metavar="FORMAT,…", help="torch, onnx, or both with a comma.")

@@ -8,9 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from SFRCore.cli import options as opt
-from SFRCore.cli.app import STUDY_PANEL, app
-from SFRCore.cli.computing import EXAMPLE, show_result
-from SFRCore.cli.display import Display, print_json, print_table
+from SFRCore.cli.app import EXAMPLE, STUDY_PANEL, app
+from SFRCore.cli.display import Display, print_json, print_table, show_result
 from SFRCore.errors import InputError
 
 ROLES = ("labeled", "unlabeled", "test")
@@ -39,8 +38,8 @@ def init(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Folder of labels.  [default: _seg files beside the images]",
-            show_default=False,
+            help="Folder of labels.",
+            show_default="_seg files beside the images",
         ),
     ] = None,
     labeled: Annotated[
@@ -119,8 +118,8 @@ def add(
     role: Annotated[
         str | None,
         typer.Option(
-            help="labeled, unlabeled, test or ignored.  [default: labeled with a label, else unlabeled]",
-            show_default=False,
+            help="labeled, unlabeled, test or ignored.",
+            show_default="labeled with a label, else unlabeled",
         ),
     ] = None,
     reference: Annotated[

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from SFRCore.cli import options as opt
-from SFRCore.cli.app import UPKEEP_PANEL, app
-from SFRCore.cli.computing import EXAMPLE, show_result
-from SFRCore.cli.display import Display, console, print_json, print_table, size
+from SFRCore.cli.app import EXAMPLE, UPKEEP_PANEL, app
+from SFRCore.cli.display import Display, console, print_json, print_table, show_result, size
 from SFRCore.errors import InputError, SFRError
 
 SECONDS_TO_STOP = 10.0
@@ -148,6 +146,8 @@ def download(
                 ["Name", "Size", "Downloaded"], ([r["name"], size(r["bytes"]), r["downloaded"]] for r in rows)
             )
         return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(name, total=None)

@@ -42,7 +42,7 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
 
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Six invented cases of 24 x 20 x 12 voxels, two structures: folders (images, labels), for reading only."""
+    """Six invented cases of 24 x 20 x 12 voxels, two structures: folders images and labels, read only."""
     from SFRCore.synthetic import make_synthetic_cohort
 
     return make_synthetic_cohort(tmp_path_factory.mktemp("cohort"), cases=6, size=(24, 20, 12), seed=7)
