@@ -40,7 +40,7 @@ def dice_loss(
 ) -> Tensor:
     """Mean over classes of 1 - (2 sum(p y) + epsilon) / (sum(p^2) + sum(y^2) + epsilon).
 
-    ``probabilities`` (B, C, X, Y, Z), ``target`` (B, X, Y, Z) class indices. Sums run over the batch and
+    ``probabilities`` (B, C, X, Y, Z) or (B, C, H, W), ``target`` the same without C, class indices. Sums run over the batch and
     the voxels jointly, or over the voxels of each sample (``per_sample``); ``squared=False`` takes p and y
     without squares; ``foreground_only`` leaves class 0 out. The released variants:
 
@@ -50,7 +50,7 @@ def dice_loss(
     * BCP: ``per_sample=True, squared=False, epsilon=1e-5`` with the pasted region as ``valid``
     """
     classes = torch.arange(int(foreground_only), probabilities.shape[1], device=target.device)
-    truth = (target[:, None] == classes.view(1, -1, 1, 1, 1)).to(probabilities.dtype)
+    truth = (target[:, None] == classes.view(1, -1, *[1] * (target.ndim - 1))).to(probabilities.dtype)
     if foreground_only:
         probabilities = probabilities[:, 1:]
     sizes = probabilities.square() + truth if squared else probabilities + truth
@@ -58,7 +58,8 @@ def dice_loss(
     if valid is not None:
         mask = valid[:, None].to(probabilities.dtype)
         sizes, overlap = sizes * mask, overlap * mask
-    axes = (2, 3, 4) if per_sample else (0, 2, 3, 4)
+    space = tuple(range(2, probabilities.ndim))
+    axes = space if per_sample else (0, *space)
     scores = (2.0 * overlap.sum(axes) + epsilon) / (sizes.sum(axes) + epsilon)
     return (1.0 - scores).mean()
 

@@ -72,7 +72,11 @@ def test_starts_cover_the_axis_and_end_at_its_end() -> None:
 @pytest.mark.parametrize("weighting", ["uniform", "gaussian"])
 def test_probabilities_stay_probabilities(weighting: str) -> None:
     found = sliding_window(
-        place_dependent, volume((19, 5, 9)), PATCH, stride=(3, 3, 3), weighting=weighting  # type: ignore[arg-type]
+        place_dependent,
+        volume((19, 5, 9)),
+        PATCH,
+        stride=(3, 3, 3),
+        weighting=weighting,  # type: ignore[arg-type]
     )
     np.testing.assert_allclose(found.sum(0), 1, atol=1e-5)
     assert found.min() >= 0
