@@ -176,6 +176,10 @@ class Method(nn.Module, ABC):
     ``get_extra_state``. Everything stays in training mode; random numbers come from torch's global
     generator, which the loop seeds at every step. A step may run under autocast. ``student`` is what is
     evaluated and saved: its softmax is the prediction.
+
+    ``defaults`` are the options beside ``common_defaults``; ``reference_steps`` is the released length of
+    all phases together; ``uses_unlabeled`` tells whether unlabeled crops are looked at without
+    pseudo-labels.
     """
 
     name: ClassVar[str]
