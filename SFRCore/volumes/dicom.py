@@ -17,7 +17,7 @@ from SFRCore.volumes.geometry import Geometry, VolumeError
 _TAGS = [
     "SeriesInstanceUID", "SeriesNumber", "Modality", "ImagePositionPatient", "ImageOrientationPatient",
     "Rows", "Columns", "PixelSpacing", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated",
-    "PixelRepresentation", "SOPInstanceUID",
+    "PixelRepresentation",
 ]  # fmt: skip
 _NOT_IMAGES = {"SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "SR", "PR", "KO", "DOC", "REG"}
 
@@ -28,7 +28,6 @@ _UNREADABLE = (InvalidDicomError, OSError, ValueError, TypeError, LookupError, A
 @dataclass(frozen=True)
 class _Slice:
     path: Path
-    uid: str
     shape: tuple[int, int]
     position: tuple[float, ...]
     orientation: tuple[float, ...]
@@ -240,7 +239,6 @@ def _header(path: Path) -> pydicom.Dataset | None:
 def _slice(path: Path, header: pydicom.Dataset) -> _Slice:
     return _Slice(
         path,
-        str(header.get("SOPInstanceUID", path.name)),
         (int(header.Rows), int(header.Columns)),
         tuple(float(v) for v in header.get("ImagePositionPatient") or (0, 0, 0)),
         tuple(float(v) for v in header.get("ImageOrientationPatient") or (1, 0, 0, 0, 1, 0)),
