@@ -84,7 +84,7 @@ class RunFolder:
             if is_held(self.alive_file):
                 return "running"
             # A worker that began or ended between the two looks has changed its job.json: look again.
-            if self.info() == info:
+            if "end" in info or self.info() == info:
                 return self._resting_state(info)
 
     def _resting_state(self, info: dict[str, Any]) -> State:

@@ -16,7 +16,7 @@ import pytest
 import SimpleITK as sitk
 
 from SFRCore.errors import DiskFull, InputError
-from SFRCore.runtime import files
+from SFRCore.runtime import atomic
 from SFRCore.runtime.files import (
     append_line,
     atomic_path,
@@ -106,11 +106,32 @@ def test_a_full_disk_at_fsync_is_said_too(tmp_path: Path, monkeypatch: pytest.Mo
     assert names(tmp_path) == []
 
 
+def test_a_volume_that_a_full_disk_cut_short_without_a_word_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "a.nrrd"
+    target.write_bytes(b"old")
+    monkeypatch.setattr(atomic, "free_space", lambda path: 1000)
+    with pytest.raises(DiskFull), atomic_path(target) as path:
+        path.write_bytes(b"half")
+    monkeypatch.undo()
+
+    def over_quota(handle: int, data: bytes) -> int:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(os, "write", over_quota)
+    with pytest.raises(DiskFull), atomic_path(target) as path:
+        path.write_bytes(b"half")
+    monkeypatch.undo()
+    assert target.read_bytes() == b"old"
+    assert names(tmp_path) == ["a.nrrd"]
+
+
 @pytest.mark.parametrize(("free", "expected"), [(1000, DiskFull), (1 << 30, RuntimeError)])
 def test_a_writers_vague_error_is_a_full_disk_only_when_it_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, expected: type[Exception]
 ) -> None:
-    monkeypatch.setattr(files, "free_space", lambda path: free)
+    monkeypatch.setattr(atomic, "free_space", lambda path: free)
     with pytest.raises(expected), atomic_path(tmp_path / "a.nrrd"):
         raise RuntimeError("Exception thrown in SimpleITK WriteImage")
 
