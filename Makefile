@@ -29,7 +29,7 @@ define find_python
 	fi
 endef
 
-# $(1): folder of the environment.  $(2): what to install.  $(3): further options of uv.
+# $(1): folder of the environment.  $(2): what to install.  $(3): options that pip lacks and uv has.
 define make_environment
 	@set -e; \
 	if ! $(1)/bin/python -c '' 2>/dev/null; then \
@@ -42,10 +42,11 @@ define make_environment
 	fi; \
 	echo "Installing into $(1) (PyTorch is large: a few minutes the first time)"; \
 	if command -v uv >/dev/null 2>&1; then uv pip install --quiet --python $(1)/bin/python $(3) -e '$(2)'; \
-	elif [ -n "$(3)" ]; then echo "This needs uv: https://docs.astral.sh/uv" >&2; exit 1; \
 	else \
-	  $(1)/bin/python -m pip --version >/dev/null 2>&1 || $(1)/bin/python -m ensurepip >/dev/null; \
-	  $(1)/bin/python -m pip install --quiet --disable-pip-version-check -e '$(2)'; \
+	  pip="$(1)/bin/python -m pip --quiet --disable-pip-version-check"; \
+	  $$pip --version >/dev/null 2>&1 || $(1)/bin/python -m ensurepip >/dev/null; \
+	  if [ -z "$(3)" ]; then $$pip install -e '$(2)'; \
+	  else $$pip install uv && $(1)/bin/uv pip install --quiet --python $(1)/bin/python $(3) -e '$(2)'; fi; \
 	fi
 	@touch $(1)/.installed
 endef
