@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ REVIEWS = ("unseen", "accepted", "corrected", "rejected")
 ORIGINS = ("expert", "accepted", "corrected")
 LABEL_FILE = re.compile(rf"^(\d{{3,9}})-({'|'.join(ORIGINS)})\.nrrd$")
 
+_PLAIN = re.compile(r"[A-Za-z0-9 ._-]*\Z")
+_WINDOWS_ABSOLUTE = re.compile(r"[A-Za-z]:[\\/]|\\\\[^\\/]+[\\/]")
 _LONGEST_ID = 100
 _LONGEST_ID_BYTES = 200
 _RESERVED = {"con", "prn", "aux", "nul"} | {f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10)}
@@ -54,7 +57,9 @@ class Case:
     def to_dict(self) -> dict[str, Any]:
         """The plain values that study.json holds."""
         known = {name: getattr(self, name) for name in _KNOWN}
-        return {**known, **self.extra}
+        if self.image_identity is not None:
+            known["image_identity"] = dict(self.image_identity)
+        return {**known, **copy.deepcopy(self.extra)} if self.extra else known
 
     @classmethod
     def from_dict(cls, data: Any) -> Case:
@@ -86,7 +91,7 @@ class Case:
             reference=reference,
             review=_one_of(data.get("review", "unseen"), REVIEWS, f"The review state of case {id}"),
             problem=None if problem is None else str(problem),
-            image_identity=identity,
+            image_identity=None if identity is None else dict(identity),
             extra={key: value for key, value in data.items() if key not in _KNOWN},
         )
 
@@ -104,7 +109,7 @@ def check_case_id(id: Any) -> str:
         wrong = "is empty"
     elif len(text) > _LONGEST_ID or len(text.encode("utf-8", "surrogatepass")) > _LONGEST_ID_BYTES:
         wrong = f"is longer than {_LONGEST_ID} letters"
-    elif any(not _allowed(letter) for letter in text):
+    elif not _PLAIN.match(text) and any(not _allowed(letter) for letter in text):
         wrong = "has signs other than letters, digits, space, dot, dash and underscore"
     elif text[0] in ". " or text[-1] in ". ":
         wrong = "begins or ends with a dot or a space"
@@ -133,12 +138,14 @@ def case_id_from(stem: str) -> str:
 
 def same_id_key(id: str) -> str:
     """Equal for ids that would be one file on a disk that does not tell upper from lower case."""
+    if id.isascii():
+        return id.lower()
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", id).casefold())
 
 
 def is_absolute(path: str) -> bool:
     """Whether a stored path is absolute on any operating system; a study may come from another one."""
-    return PurePosixPath(path).is_absolute() or PureWindowsPath(path).is_absolute()
+    return path.startswith("/") or _WINDOWS_ABSOLUTE.match(path) is not None
 
 
 def check_inside(path: str, what: str) -> None:

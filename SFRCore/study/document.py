@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from SFRCore.errors import InputError
-from SFRCore.runtime.files import read_json, write_json
+from SFRCore.runtime.files import json_text, read_json, write_text
 from SFRCore.study.case import Case, same_id_key
 from SFRCore.study.structures import Structure, as_structures
 
@@ -28,13 +29,13 @@ class Document:
     stored_version: int = SCHEMA_VERSION
 
     def to_dict(self) -> dict[str, Any]:
-        """The plain values of study.json."""
+        """The plain values of study.json, sharing nothing with this object."""
         return {
             "schema_version": SCHEMA_VERSION,
             "structures": [structure.to_dict() for structure in self.structures],
             "preset": self.preset,
             "other_as_background": self.other_as_background,
-            **self.extra,
+            **copy.deepcopy(self.extra),
             "cases": [case.to_dict() for case in self.cases.values()],
         }
 
@@ -75,10 +76,12 @@ class Document:
             raise InputError(f"{path} cannot be used. {error.message}", hint=hint, code=error.code) from error
 
     def write(self, path: Path) -> None:
-        """Check once more what is to be written, then write it whole or not at all."""
+        """Check once more what is to be written, then write it whole or not at all, a case a line."""
         data = self.to_dict()
         Document.from_dict(data)
-        write_json(path, data)
+        cases = ",\n    ".join(json_text(case) for case in data.pop("cases"))
+        head = json_text(data, indent=2)[:-2]
+        write_text(path, f'{head},\n  "cases": [\n    {cases}\n  ]\n}}\n')
         self.stored_version = SCHEMA_VERSION
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import os
 import threading
@@ -160,14 +159,15 @@ class StudyFolder:
                 return
             with FileLock(self.root / ".lock", purpose=purpose):
                 self._document = Document.read(self.root / STUDY_FILE)
-                before = copy.deepcopy(self._document)
+                before = self._document.to_dict()
+                outdated = self._document.stored_version != SCHEMA_VERSION
                 self._depth = 1
                 try:
                     yield self
-                    if self._document != before or before.stored_version != SCHEMA_VERSION:
+                    if outdated or self._document.to_dict() != before:
                         self._document.write(self.root / STUDY_FILE)
                 except BaseException:
-                    self._document = before
+                    self._document = Document.from_dict(before)
                     raise
                 finally:
                     self._depth = 0
@@ -215,3 +215,12 @@ class StudyFolder:
             with suppress(OSError):
                 if time.time() - left.stat().st_mtime > _STAGED_AGE:
                     left.unlink()
+
+
+def without_tags(image: sitk.Image) -> sitk.Image:
+    """A copy without meta-data, which may hold a patient's name."""
+    copy = sitk.Image(image)
+    copy.MakeUnique()  # SimpleITK erases the tags of all images that share the voxels
+    for key in copy.GetMetaDataKeys():
+        copy.EraseMetaData(key)
+    return copy

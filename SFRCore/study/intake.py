@@ -14,6 +14,7 @@ import SimpleITK as sitk
 from SFRCore.errors import InputError
 from SFRCore.runtime.files import file_identity
 from SFRCore.study.case import ROLES, Case, case_id_from, check_case_id, same_id_key
+from SFRCore.study.folder import without_tags
 from SFRCore.study.labels import Labels
 from SFRCore.study.pairing import OnProblem, image_stem
 from SFRCore.volumes import Geometry, VolumeError, read_image
@@ -146,10 +147,7 @@ class Intake(Labels):
             folder.rename(folder.with_name(f".left-{folder.name}-{time.time_ns()}"))
 
     def _stage_image(self, image: sitk.Image) -> Path:
-        plain = sitk.Image(image)
-        for key in plain.GetMetaDataKeys():
-            plain.EraseMetaData(key)
-        staged = self._stage(plain)
+        staged = self._stage(without_tags(image))
         try:
             read_image(staged)
         except VolumeError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from SFRCore.errors import InputError
+from SFRCore.runtime.files import atomic_path
 from SFRCore.study.case import LABEL_FILE, ORIGINS, ROLES, Case
 from SFRCore.study.folder import StudyFolder
 from SFRCore.volumes import Geometry, check_label, read_label
@@ -43,7 +45,7 @@ class Labels(StudyFolder):
 
     def history(self, id: str) -> list[LabelVersion]:
         """Every accepted label of a case that is on the disk, oldest first."""
-        folder = self._inside(f"labels/{self.case(id).id}")
+        folder = self._inside(f"labels/{id}")
         found = []
         if folder.is_dir():
             with os.scandir(folder) as entries:
@@ -74,7 +76,10 @@ class Labels(StudyFolder):
         return [case for case in self.cases.values() if case.role == "test"]
 
     def set_role(self, ids: str | Iterable[str], role: str) -> None:
-        """Give cases a role, all or none; raises `InputError` for labeled where a case has no label."""
+        """Give cases a role, all or none; an expert's label of a test case becomes its reference too.
+
+        Raises `InputError` for labeled where a case has no label.
+        """
         if role not in ROLES:
             raise InputError(f"'{role}' is not a role.", hint=f"A case can be {', '.join(ROLES)}.")
         wanted = [ids] if isinstance(ids, str) else list(ids)
@@ -89,6 +94,8 @@ class Labels(StudyFolder):
                     )
             for case in found:
                 case.role = role
+                if role == "test" and case.label_origin == "expert" and case.reference is None:
+                    self._copy_to_reference(case)
 
     def flag(self, id: str, problem: str | None) -> None:
         """Note why a case is left out; None takes the note away."""
@@ -162,6 +169,13 @@ class Labels(StudyFolder):
             self._record_label(case, relative, origin)
             break
         return relative
+
+    def _copy_to_reference(self, case: Case) -> None:
+        source = self.label_path(case.id)
+        if source is not None and source.is_file():
+            with atomic_path(self._inside(f"references/{case.id}.nrrd")) as temporary:
+                shutil.copyfile(source, temporary)
+            case.reference = f"references/{case.id}.nrrd"
 
     def _record_label(self, case: Case, relative: str, origin: str) -> None:
         case.label, case.label_origin, case.review = relative, origin, _REVIEW_OF[origin]

@@ -40,7 +40,7 @@ class CaseResult:
 
     `label_path` is a label map in study values, `confidence_path` uint8 with 0..255 for 0..1, both in the
     image's own grid. `mean_confidence` is the mean over voxels of the largest probability (SFR, Eq. 8);
-    `expected_dice` the smallest over the structures of 2 sum(p y) / (sum(p) + sum(y)), 0 where none was found.
+    `expected_dice` the smallest over the structures of 2 sum(p y) / (sum(p) + sum(y)), 0 where none is found.
     `slices` holds index, mean_confidence and doubt of each slice, `time` is in seconds since 1970.
     """
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from SFRCore.errors import InputError
+from SFRCore.study.folder import without_tags
 from SFRCore.study.labels import Labels
 from SFRCore.study.results import KINDS, Results
 from SFRCore.volumes import write_volume
@@ -97,10 +98,7 @@ class Review(Labels, Results):
     def save_draft(self, id: str, label: sitk.Image) -> Path:
         """Keep edits that are not accepted yet; they are not checked, so that nothing drawn is ever lost."""
         self.check_writable()
-        plain = sitk.Image(label)
-        for key in plain.GetMetaDataKeys():
-            plain.EraseMetaData(key)
-        return write_volume(plain, self._draft_path(id))
+        return write_volume(without_tags(label), self._draft_path(id))
 
     def draft(self, id: str) -> Path | None:
         """The edits of a case that are not accepted yet; None where there are none."""
