@@ -166,7 +166,8 @@ def left_out(study: Study) -> list[tuple[str, str]]:
     reasons = []
     for case in study.cases.values():
         if case.problem:
-            reasons.append((case.id, without_paths(case.problem, private_names(study, case))))
+            reason = without_paths(case.problem, private_names(study, case))
+            reasons.append((case.id, reason[:1].upper() + reason[1:]))
         elif case.role == "ignored":
             reasons.append((case.id, "Set to be ignored."))
         elif case.review == "rejected":

@@ -20,9 +20,9 @@ from PIL import Image
 from SFRCore.report.slices import SliceView
 
 LONG_SIDE = 380
-BAR_WIDTH = 62
+BAR_WIDTH = 72
 DPI = 100
-INK, GRID = "#33414f", "#dde3e8"
+INK, GRID, GREY = "#33414f", "#dde3e8", "#404040"
 SERIES = ("#1f6f8b", "#c8553d", "#588157", "#8a5a9e", "#b8860b", "#4a6fa5")
 
 Color = tuple[int, int, int]
@@ -48,14 +48,14 @@ def doubt_picture(view: SliceView, colors: Mapping[int, Color], largest: float) 
         aspect=view.spacing[0] / view.spacing[1],
         interpolation="nearest",
     )
-    _draw_outlines(axes, view, colors, width=1.4, reference=False)
+    _draw_outlines(axes, view, colors, width=1.8, reference=False)
     width, height = figure.get_size_inches() * DPI
-    bar = figure.add_axes((1 - (BAR_WIDTH - 10) / width, 8 / height, 12 / width, 1 - 30 / height))
+    bar = figure.add_axes((1 - (BAR_WIDTH - 12) / width, 8 / height, 12 / width, 1 - 40 / height))
     bar.set_facecolor("#202020")
     scale = figure.colorbar(shown, cax=bar, ticks=[0.0, largest / 2, largest])
     scale.ax.set_yticklabels([f"{tick:.2f}".rstrip("0").rstrip(".") for tick in (0.0, largest / 2, largest)])
-    scale.ax.tick_params(labelsize=8, color=INK, labelcolor=INK, length=2)
-    scale.ax.set_title("doubt", fontsize=8, color=INK, pad=4, loc="left")
+    scale.ax.tick_params(labelsize=10, color=GREY, labelcolor=GREY, length=2)
+    scale.ax.set_title("doubt", fontsize=10, color=GREY, pad=10, loc="left")
     return data_uri(figure, colors=80)
 
 
@@ -176,7 +176,7 @@ def _slice_axes(view: SliceView, *, extra: int) -> tuple[Figure, Axes]:
     for letter, (x, y, horizontal, vertical) in zip(view.edges, places, strict=True):
         axes.text(
             x, y, letter, transform=axes.transAxes, ha=horizontal, va=vertical,
-            color="white", fontsize=8, alpha=0.85, path_effects=halo,
+            color="white", fontsize=11, alpha=0.85, path_effects=halo,
         )  # fmt: skip
     bar = max((mm for mm in (1, 2, 5, 10, 20, 50, 100) if mm <= width_mm / 3), default=1)
     start = 0.03
@@ -185,7 +185,7 @@ def _slice_axes(view: SliceView, *, extra: int) -> tuple[Figure, Axes]:
     )
     axes.text(
         start, 0.042, f"{bar} mm", transform=axes.transAxes, ha="left", va="bottom",
-        color="white", fontsize=7.5, path_effects=halo,
+        color="white", fontsize=10, path_effects=halo,
     )  # fmt: skip
     axes.set_xlim(-0.5, view.image.shape[1] - 0.5)
     axes.set_ylim(view.image.shape[0] - 0.5, -0.5)
@@ -193,7 +193,7 @@ def _slice_axes(view: SliceView, *, extra: int) -> tuple[Figure, Axes]:
 
 
 def _draw_outlines(
-    axes: Axes, view: SliceView, colors: Mapping[int, Color], *, width: float = 1.6, reference: bool = True
+    axes: Axes, view: SliceView, colors: Mapping[int, Color], *, width: float = 2.2, reference: bool = True
 ) -> None:
     for label, dashed in ((view.label, False), (view.reference if reference else None, True)):
         if label is None:
@@ -209,7 +209,7 @@ def _draw_outlines(
                 mask.astype(float),
                 levels=[0.5],
                 colors=["white" if dashed else tuple(channel / 255 for channel in color)],
-                linewidths=0.9 if dashed else width,
+                linewidths=1.2 if dashed else width,
                 linestyles="dashed" if dashed else "solid",
             )
             if not dashed:

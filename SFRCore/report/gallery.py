@@ -46,10 +46,10 @@ def gallery(
     labeled = [row for row in rows if row.case.role == "labeled" and row.case.label is not None]
     made = Gallery()
     sections = (
-        ("Segmented cases, the most doubtful first", segmented[:most]),
-        ("Labeled cases", labeled[: max(0, most - len(segmented))]),
+        ("Segmented cases, the most doubtful first", _how_to_read(study), "cards", segmented[:most]),
+        ("Labeled cases", "", "cards small", labeled[: max(0, most - len(segmented))]),
     )
-    for title, chosen in sections:
+    for title, words, kind, chosen in sections:
         if not chosen:
             continue
         cards, dashed = [], False
@@ -61,9 +61,18 @@ def gallery(
             if drawn.outline:
                 made.places[row.case.id] = f"{drawn.plane} slice {drawn.number} of {drawn.count}"
             cards.append(_card(row, drawn, anchor))
-        body = f'{_legend(study, dashed)}<div class="cards">{"".join(cards)}</div>'
-        made.html += f"<section><h2>{title}</h2>{body}</section>"
+        body = f'{_legend(study, dashed)}<div class="{kind}">{"".join(cards)}</div>'
+        made.html += f"<section><h2>{title}</h2>{words}{body}</section>"
     return made
+
+
+def _how_to_read(study: Study) -> str:
+    classes = len(study.structures) + 1
+    return (
+        '<p class="soft">Of each case the slice with the most doubt is shown: first the outlines, then where '
+        f"the model doubts them, from yellow to red. With {classes} classes doubt cannot exceed "
+        f"{1 - 1 / classes:.2f}, where the scale ends.</p>"
+    )
 
 
 def _legend(study: Study, dashed: bool) -> str:
@@ -100,7 +109,7 @@ def _pictures(id: str, drawn: CasePictures) -> str:
     caption = f"{drawn.plane.capitalize()} slice {drawn.number} of {drawn.count}"
     if drawn.doubt:
         images += picture(drawn.doubt, f"{shown} with doubt", share=drawn.width + BAR_WIDTH)
-        caption += ", the one with the most doubt. The second picture shows where the doubt lies."
+        caption += ", the most doubtful one"
     limit = (drawn.width * 2 + BAR_WIDTH + 8) if drawn.doubt else drawn.width
     return (
         f'<figure><div class="pictures" style="max-width:{max(limit, LONG_SIDE)}px">{images}</div>'

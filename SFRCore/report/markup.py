@@ -17,7 +17,7 @@ main { max-width:1120px; margin:0 auto; padding:24px 16px 48px; }
 h1 { font-size:1.75rem; line-height:1.25; margin:0 0 4px; }
 h2 { font-size:1.25rem; margin:40px 0 8px; }
 h3 { font-size:1.05rem; margin:0; overflow-wrap:anywhere; }
-p { margin:6px 0; max-width:75ch; }
+p { margin:6px 0; max-width:90ch; }
 a { color:var(--blue); }
 .soft, figcaption, footer { color:var(--soft); font-size:.9rem; }
 .lead { font-size:1.15rem; margin:12px 0 18px; }
@@ -34,7 +34,8 @@ a { color:var(--blue); }
   font-weight:600; }
 .grid { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(100%,330px),1fr)); gap:14px; }
 .grid .box { margin:0; } .box img { display:block; width:100%; height:auto; }
-.cards { display:grid; grid-template-columns:repeat(auto-fill,minmax(min(100%,540px),1fr)); gap:16px; }
+.cards { display:grid; grid-template-columns:repeat(auto-fill,minmax(min(100%,460px),1fr)); gap:16px; }
+.small { grid-template-columns:repeat(auto-fill,minmax(min(100%,250px),1fr)); }
 .card { padding:14px 16px; scroll-margin-top:56px; }
 .head { display:flex; flex-wrap:wrap; gap:6px 10px; align-items:baseline; justify-content:space-between; }
 figure { margin:0; }

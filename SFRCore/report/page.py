@@ -12,7 +12,7 @@ from typing import Any
 
 from SFRCore import __version__
 from SFRCore.errors import InputError
-from SFRCore.report.cases import CaseRow, case_rows, left_out, number, read_scores
+from SFRCore.report.cases import DOUBTFUL, CaseRow, case_rows, left_out, number, read_scores
 from SFRCore.report.gallery import Gallery, gallery
 from SFRCore.report.history import History, read_history, read_models, readable_rows
 from SFRCore.report.markup import count, document, fixed, moment, table
@@ -53,10 +53,10 @@ def write_report(
             _look_first(rows, drawn),
             what_was_run(study, history),
             scores_section(scores),
-            numbers_of_doubt(rows),
             drawn.html,
             _rest(rows, drawn),
             _left_out(study, history),
+            numbers_of_doubt(rows),
             curves(history),
             _settings(study, history),
             f"<footer><p>Written by SFR {__version__} on {moment(time.time())}. SFR is research software: "
@@ -112,7 +112,8 @@ def _look_first(rows: list[CaseRow], drawn: Gallery) -> str:
     open_rows = [row for row in rows if row.is_open]
     if not open_rows:
         return ""
-    chosen = [row for row in open_rows if row.is_doubtful][:FIRST] or open_rows[:3]
+    doubtful = [row for row in open_rows if row.is_doubtful]
+    chosen = doubtful[:FIRST] or open_rows[:3]
     items = []
     for row in chosen:
         anchor = drawn.anchors.get(row.case.id)
@@ -120,9 +121,12 @@ def _look_first(rows: list[CaseRow], drawn: Gallery) -> str:
         link = f'<a href="#{anchor}"><b>{name}</b></a>' if anchor else f"<b>{name}</b>"
         where = drawn.places.get(row.case.id, "")
         items.append(f"<li>{link}: {escape(row.finding())}{f'; look at {where}' if where else ''}.</li>")
+    further = len(doubtful) - FIRST
+    more = f"<p>{count(further, 'more case')} with an expected Dice below {DOUBTFUL} further down.</p>"
+    more = more if further > 0 else ""
     return (
         '<section><h2>Look at these first</h2><div class="box first">'
-        f"<ol>{''.join(items)}</ol>"
+        f"<ol>{''.join(items)}</ol>{more}"
         '<p class="soft">Expected Dice is how well the model expects its own outline to agree with an '
         "expert's: 1 is perfect agreement, 0 means that the structure was not found. It is the model's own "
         "estimate, not a measurement.</p></div></section>"

@@ -21,7 +21,8 @@ STAGES: dict[str, tuple[str, str]] = {
     ),
     "pseudolabel": (
         "Unlabeled cases pre-segmented",
-        "The fine-tuned foundation model segmented the unlabeled cases (pseudo-labels) and told its doubts.",
+        "The fine-tuned foundation model segmented the unlabeled cases (pseudo-labels) and marked "
+        "where it is unsure.",
     ),
     "retrain": (
         "Student network trained",
@@ -124,7 +125,8 @@ def scores_section(tables: Mapping[str, Mapping[str, Any]]) -> str:
         return ""
     return (
         "<section><h2>Measured against references</h2><p>Scored on cases with a reference label, which "
-        "training never reads. Dice and Jaccard: 1 is perfect. Distances between the surfaces: 0 is perfect.</p>"
+        "training never reads. Dice and Jaccard: 1 is perfect. Distances between the surfaces: 0 is "
+        "perfect.</p>"
         f"{''.join(boxes)}</section>"
     )
 
@@ -170,4 +172,4 @@ def _progress(stage: StageRecord) -> str:
         parts.append(count(stage.cases, "case"))
     if stage.seconds >= 1:
         parts.append(duration(stage.seconds))
-    return " &middot; ".join(parts)
+    return " &middot; ".join(part.replace(" ", "&nbsp;") for part in parts)
