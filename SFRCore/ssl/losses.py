@@ -40,9 +40,10 @@ def dice_loss(
 ) -> Tensor:
     """Mean over classes of 1 - (2 sum(p y) + epsilon) / (sum(p^2) + sum(y^2) + epsilon).
 
-    ``probabilities`` (B, C, X, Y, Z) or (B, C, H, W), ``target`` the same without C, class indices. Sums run over the batch and
-    the voxels jointly, or over the voxels of each sample (``per_sample``); ``squared=False`` takes p and y
-    without squares; ``foreground_only`` leaves class 0 out. The released variants:
+    ``probabilities`` (B, C, X, Y, Z) or (B, C, H, W), ``target`` the same without C, class indices. Sums
+    run over the batch and the voxels jointly, or over the voxels of each sample (``per_sample``);
+    ``squared=False`` takes p and y without squares; ``foreground_only`` leaves class 0 out. The released
+    variants:
 
     * SFR, MagicNet: as is; SSL4MIS, AC-MT, CPCL: ``epsilon=1e-5``
     * UA-MT, CauSSL: ``foreground_only=True, epsilon=1e-5``
