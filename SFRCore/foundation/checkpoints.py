@@ -150,7 +150,7 @@ def load_checkpoint_file(path: Path | str) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise InputError(f"The checkpoint {path} is missing.", hint="Check the file you chose.") from error
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error):
+        if "GLOBAL" in str(error):
             raise InputError(
                 f"{path} holds program code besides weights and is not opened, for safety.",
                 hint="Save it again as a state dict or as safetensors, or use the original checkpoint.",
@@ -230,9 +230,10 @@ def save_foundation_checkpoint(model: ClasswiseSAM, path: Path | str) -> None:
     are attached (merge them first), DiskFull and InputError where the file cannot be written.
     """
     path = Path(path)
-    state = {key: value.detach().cpu().contiguous() for key, value in join_qkv(model.state_dict()).items()}
-    if any(".lora_" in key for key in state):
+    split = model.state_dict()
+    if any(".lora_" in key for key in split):
         raise ValueError("merge the adapters before saving a foundation checkpoint")
+    state = {key: value.detach().cpu().contiguous() for key, value in join_qkv(split).items()}
     with atomic_path(path) as temporary:
         if path.suffix.lower() == ".safetensors":
             save_file(state, temporary)

@@ -20,7 +20,8 @@ from SFRCore.runtime.locks import FileLock
 Progress = Callable[[int, int], None]
 
 SERVER = "https://dl.fbaipublicfiles.com/segment_anything"
-_BLOCK = 1 << 20
+_BLOCK = 1 << 16
+_REPORT_EVERY = 1 << 20
 _ATTEMPTS = 5
 _TIMEOUT = (15.0, 60.0)
 
@@ -218,6 +219,7 @@ def _transfer(url: str, part: Path, known: Checkpoint, progress: Progress | None
         ):
             done = 0
         with open(part, "ab" if done else "wb") as stream:
+            reported = done
             if progress is not None:
                 progress(done, known.size)
             for block in answer.iter_content(_BLOCK):
@@ -225,8 +227,9 @@ def _transfer(url: str, part: Path, known: Checkpoint, progress: Progress | None
                 done += len(block)
                 if done > known.size:
                     break
-                if progress is not None:
+                if progress is not None and (done - reported >= _REPORT_EVERY or done == known.size):
                     progress(done, known.size)
+                    reported = done
             stream.flush()
             os.fsync(stream.fileno())
     if done < known.size:
