@@ -203,3 +203,15 @@ def test_pseudo_label_loss_leaves_cleared_crops_out() -> None:
         pseudo_label_loss(
             Step(torch.zeros(()), unlabeled_logits=[logits]), batch_with_pseudo_labels(None, valid)
         )
+
+
+def test_canvases_are_volumes_of_one_slice() -> None:
+    logits, target, valid = case(3, seed=8)
+    flat = (logits[..., 0], target[..., 0], valid[..., 0])
+    thin = (logits[..., :1], target[..., :1], valid[..., :1])
+    assert float(segmentation_loss(*flat)) == pytest.approx(float(segmentation_loss(*thin)), abs=1e-6)
+    for options in VARIANTS.values():
+        first, second = (
+            dice_loss(one[0].softmax(1), one[1], valid=one[2], **options) for one in (flat, thin)
+        )
+        assert float(first) == pytest.approx(float(second), abs=1e-6)
