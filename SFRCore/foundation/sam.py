@@ -181,6 +181,6 @@ class ClasswiseSAM(nn.Module):
         masks = self.mask_decoder(embedding, self.prompt_encoder.get_dense_pe(), prompt)
         return F.interpolate(masks, size=(self.canvas, self.canvas), mode="bilinear", align_corners=False)
 
-    def forward(self, canvas: Tensor) -> Tensor:
-        """Logits (B, C, S, S) of canvases (B, 1, S, S)."""
-        return self.decode(self.encode(canvas))
+    def forward(self, canvas: Tensor, *, embedded: bool = False) -> Tensor:
+        """Logits (B, C, S, S) of canvases (B, 1, S, S), or of their embeddings where ``embedded``."""
+        return self.decode(canvas if embedded else self.encode(canvas))

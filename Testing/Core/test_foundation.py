@@ -126,6 +126,7 @@ def test_shapes_and_independence_of_the_batch(tiny: ClasswiseSAM) -> None:
     logits = tiny(images)
     assert logits.shape == (3, 4, CANVAS, CANVAS)
     torch.testing.assert_close(tiny.decode(embedding), logits)
+    torch.testing.assert_close(tiny(embedding, embedded=True), logits)
     torch.testing.assert_close(tiny(images[1:2]), logits[1:2], rtol=1e-4, atol=1e-5)
 
 
