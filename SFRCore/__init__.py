@@ -32,7 +32,7 @@ _COMPUTING = (
 
 
 def __getattr__(name: str) -> Any:
-    """What computes is imported when it is used: ``import SFRCore`` needs nothing that Slicer does not have."""
+    """What computes is imported when used: ``import SFRCore`` needs nothing that Slicer does not have."""
     if name == "Study":
         from .study import Study
 

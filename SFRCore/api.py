@@ -1,4 +1,6 @@
-"""What the command line, Python scripts and the worker process call: every function raises SFRError with a sentence."""
+"""What the command line, Python scripts and the worker process call: every function raises SFRError with a
+sentence.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,7 @@ def run(study: AnyStudy, *, on_event: Listener | None = None, **options: Any) ->
 def run_stage(
     study: AnyStudy, stage: str, *, on_event: Listener | None = None, **options: Any
 ) -> dict[str, Any]:
-    """Run one stage of a recipe: "finetune", "pseudolabel", "retrain" or "predict". Otherwise as :func:`run`."""
+    """Run one stage: "finetune", "pseudolabel", "retrain" or "predict". Otherwise as :func:`run`."""
     from .stages.finetune import finetune
     from .stages.predict import predict
     from .stages.pseudolabel import foundation_labels, pseudolabel
@@ -88,7 +90,8 @@ def predict_file(
     fast: bool = True,
     on_event: Listener | None = None,
 ) -> dict[str, Any]:
-    """Segment one volume that is in no study; writes ``output`` in the image's geometry, and the confidence map.
+    """Segment one volume that is in no study; writes ``output`` in the image's geometry, and the confidence
+    map.
 
     Returns the numbers of the result: expected Dice, mean confidence, volumes in ml.
     """
@@ -118,7 +121,8 @@ def report(study: AnyStudy, path: Path | str | None = None) -> Path:
 def export(
     source: AnyStudy, out: Path | str | None = None, formats: Sequence[str] = ("torch", "onnx")
 ) -> dict[str, Any]:
-    """Export a student for use outside of SFR, checked against the original on a real volume where there is one.
+    """Export a student for use outside of SFR, checked against the original on a real volume where there is
+    one.
 
     ``source`` is a study (its newest student) or a model folder; ``out`` defaults to the study's ``exports``.
     """
@@ -254,5 +258,5 @@ def _refuse_in_slicer() -> None:
     if slicer is not None and hasattr(slicer, "app"):
         raise InputError(
             "A run would freeze Slicer, so it is not computed inside it.",
-            hint="Use slicer.util.getModuleLogic('SFRSegmentation').start('run', ...), which runs in the background.",
+            hint="Use slicer.util.getModuleLogic('SFRSegmentation').start('run'), a background job.",
         )

@@ -30,9 +30,11 @@ def demo(
     on_event: Listener | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Make the cohort, run the recipe, score and report; returns paths, scores, seconds and peak memory in bytes.
+    """Make the cohort, run the recipe, score and report; returns paths, scores, seconds and peak memory in
+    bytes.
 
-    An earlier demonstration in ``output`` is replaced; any other folder that is not empty is refused (InputError).
+    An earlier demonstration in ``output`` is replaced; any other folder that is not empty is refused
+    (InputError).
     """
     begin = time.perf_counter()
     study, images = _make(output, seed)

@@ -26,7 +26,8 @@ LEFT_RIGHT_WORDS = ("left", "right", "links", "rechts")
 
 @dataclass(frozen=True)
 class CaseShape:
-    """What planning needs to know of a volume: internal shape (voxels) and spacing (mm) before resampling, modality hint.
+    """What planning needs to know of a volume: internal shape (voxels) and spacing (mm) before resampling,
+    modality hint.
 
     ``least`` is the smallest voxel value, or None where unknown: Hounsfield units begin near -1000.
     """
@@ -41,8 +42,8 @@ class CaseShape:
 class Plan:
     """Everything that shapes the models of a study, recorded with them.
 
-    ``patch`` is in voxels (X, Y, Z), ``canvas`` in pixels, ``zoom`` the whole number by which tiles are enlarged.
-    ``reasons`` says in sentences what was chosen and why.
+    ``patch`` is in voxels (X, Y, Z), ``canvas`` in pixels, ``zoom`` the whole number by which tiles are
+    enlarged. ``reasons`` says in sentences what was chosen and why.
     """
 
     preset: str
@@ -133,7 +134,7 @@ def make_plan(
     if preset.name in ("left_atrium", "brats", "btcv", "mact", "abdomenct1k") and canvas_limit == 1024:
         canvas, zoom = 1024, 1
     reasons.append(
-        f"{patch[2]} slices of {patch[0]} x {patch[1]} voxels are stitched into images of {canvas} x {canvas} pixels"
+        f"{patch[2]} slices of {patch[0]} x {patch[1]} voxels are stitched into {canvas} x {canvas} pixels"
         + (f", each voxel enlarged to {zoom} x {zoom} pixels." if zoom > 1 else ".")
     )
     iterations = _iterations(preset, gpu, reasons)
@@ -202,7 +203,7 @@ def _normalisation(
         return ct
     if preset.name != "auto":
         kind = "zscore" if preset.normalisation == "ct_percentile" else preset.normalisation
-        return Normalisation(kind)
+        return Normalisation(kind)  # type: ignore[arg-type]
     least = [case.least for case in cases if case.least is not None]
     if least and np.median(least) <= -500:
         if ct is not None:
@@ -225,7 +226,7 @@ def _normalisation(
 
 
 def _auto_patch(extents: np.ndarray, memory: int, gpu: bool, reasons: list[str]) -> Triple:
-    """The 95th percentile of the cases' extent, rounded up to 16, its longest side shortened until it fits."""
+    """The 95th percentile of the cases' extent, rounded up to 16, the longest side shortened to fit."""
     wanted = [
         max(DIVISOR, DIVISOR * math.ceil(side / DIVISOR)) for side in np.percentile(extents, 95, axis=0)
     ]
@@ -242,7 +243,7 @@ def _auto_patch(extents: np.ndarray, memory: int, gpu: bool, reasons: list[str])
     else:
         limit = "memory" if gpu else "what a computer without a GPU trains in bearable time"
         reasons.append(
-            f"Crops of {text} voxels: {' x '.join(map(str, wanted))} would hold the volumes, {limit} allows these."
+            f"Crops of {text} voxels: {' x '.join(map(str, wanted))} hold a volume, {limit} allows these."
         )
     return (patch[0], patch[1], patch[2])
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .errors import InputError
+from .volumes.normalisation import Kind
 
 Triple = tuple[int, int, int]
 
@@ -18,17 +19,18 @@ Triple = tuple[int, int, int]
 class Preset:
     """One data set's numbers; ``None`` is chosen from the study's own volumes.
 
-    ``patch`` and strides are voxels in internal (X, Y, Z) order; ``spacing`` is millimetres, internal order;
-    ``normalisation`` is a kind known to :class:`SFRCore.volumes.Normalisation`, ``window`` its Hounsfield limits.
-    ``flip`` says which internal axes are mirrored with probability one half ("in_plane", "left_right", "none",
-    "auto"). With the schedule "step" the learning rate falls to a tenth after each fraction ``step_every`` of the training.
-    ``ramp`` is (largest weight, T, q) of the consistency weight at ``reference_iterations``.
+    ``patch`` and strides are voxels in internal (X, Y, Z) order; ``spacing`` is millimetres, internal
+    order; ``normalisation`` is a kind known to :class:`SFRCore.volumes.Normalisation`, ``window`` its
+    Hounsfield limits. ``flip`` says which internal axes are mirrored with probability one half
+    ("in_plane", "left_right", "none", "auto"). With the schedule "step" the learning rate falls to a tenth
+    after each fraction ``step_every`` of the training. ``ramp`` is (largest weight, T, q) of the
+    consistency weight at ``reference_iterations``.
     """
 
     name: str
     summary: str
     patch: Triple | None = None
-    normalisation: str = "zscore"
+    normalisation: Kind = "zscore"
     window: tuple[float, float] | None = None
     spacing: tuple[float, float, float] | None = None
     flip: str = "auto"

@@ -61,8 +61,8 @@ class Device:
 def choose_device(device: str = "auto", precision: str = "auto") -> Device:
     """The device and precision to compute with.
 
-    ``auto`` takes CUDA, then Apple's GPU, then the CPU. bf16 or fp16 is used where the hardware multiplies in it;
-    Apple's GPU always computes in float32. Raises InputError where the wished device is not there.
+    ``auto`` takes CUDA, then Apple's GPU, then the CPU. bf16 or fp16 is used where the hardware multiplies
+    in it; Apple's GPU always computes in float32. Raises InputError where the wished device is not there.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
@@ -170,5 +170,5 @@ def explained_memory(device: Device, doing: str) -> Iterator[None]:
         place = f"The memory of {device.name()}" if device.is_gpu else "The computer's memory"
         raise OutOfMemory(
             f"{place} ran out while {doing}.",
-            hint="Close other programs, or choose a smaller patch (--patch), a smaller foundation or another device.",
+            hint="Close other programs, or choose a smaller patch, a smaller foundation or another device.",
         ) from error

@@ -1,7 +1,7 @@
 """The one training loop: steps, progress events, checkpoints, cancelling, continuing.
 
-Nothing random lives between two steps: the trainer draws everything of step k from (seed, k), so a run that is
-killed and continued from a checkpoint walks the same path, bit for bit on a CPU.
+Nothing random lives between two steps: the trainer draws everything of step k from (seed, k), so a run
+that is killed and continued from a checkpoint walks the same path, bit for bit on a CPU.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
+from ..errors import Cancelled
 from .checkpoints import Checkpoints
 from .devices import Device, explained_memory, is_out_of_memory
 
@@ -86,9 +87,8 @@ def train(trainer: Trainer, reporter: Reporter, device: Device, checkpoints: Che
             if now - saved_at >= CHECKPOINT_SECONDS and done < trainer.total:
                 saved_at = now
                 _save(trainer, reporter, device, checkpoints, done)
-    except BaseException as error:
-        # A step that failed half-way may have left weights that no uninterrupted run has: only a clean stop is saved.
-        if type(error).__name__ in ("Cancelled", "KeyboardInterrupt") and done > begin:
+    except Cancelled:
+        if done > begin:
             _save(trainer, reporter, device, checkpoints, done)
         raise
     return begin
@@ -139,10 +139,8 @@ class Ahead(Generic[Item]):
     waiting: tuple[int, Future[Item]] | None = None
 
     def get(self, k: int) -> Item:
-        if self.waiting is not None and self.waiting[0] == k:
-            item = self.waiting[1].result()
-        else:
-            item = self.make(k)
+        ready = self.waiting is not None and self.waiting[0] == k
+        item = self.waiting[1].result() if self.waiting is not None and ready else self.make(k)
         self.waiting = (k + 1, self.pool.submit(self.make, k + 1))
         return item
 

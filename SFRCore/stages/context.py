@@ -27,8 +27,8 @@ DEFECTS = (SFRError, OSError, RuntimeError, ValueError, MemoryError)
 class StageContext:
     """One run of one or several stages on a study.
 
-    ``listener`` hears every event that is also written to the run's file. ``worker`` is None in the processes of
-    a multi-GPU launch that write nothing.
+    ``listener`` hears every event that is also written to the run's file. ``worker`` is None in the
+    processes of a multi-GPU launch that write nothing.
     """
 
     study: Study

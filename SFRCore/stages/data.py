@@ -17,10 +17,11 @@ LABELED, UNLABELED, CANVAS = 0, 1, 2
 
 @dataclass(frozen=True)
 class CropSource:
-    """Endless stream of augmented crops from some volumes (the two-stream sampler of UA-MT, without its state).
+    """Endless stream of augmented crops from some volumes (the two-stream sampler of UA-MT, without its
+    state).
 
-    Every pass over the volumes is one random permutation; fewer volumes than crops in a batch are repeated, which
-    is what the setting with a single label needs.
+    Every pass over the volumes is one random permutation; fewer volumes than crops in a batch are
+    repeated, which is what the setting with a single label needs.
     """
 
     volumes: Mapping[str, CachedVolume]
@@ -66,7 +67,9 @@ class CropSource:
 def make_batch(
     labeled: Sequence[tuple[str, Crop]], unlabeled: Sequence[tuple[str, Crop]], pseudo: str = "none"
 ) -> Batch:
-    """Stack crops into tensors. ``pseudo`` says where an unlabeled crop's pseudo-label is: "label", "extra", "none"."""
+    """Stack crops into tensors. ``pseudo`` says where an unlabeled crop's pseudo-label is: "label", "extra",
+    "none".
+    """
     shape = (labeled or unlabeled)[0][1].image.shape
 
     def images(crops: Sequence[tuple[str, Crop]]) -> torch.Tensor:

@@ -1,4 +1,6 @@
-"""How long a run will take: a few steps of every stage that is not done are measured on the study's own volumes."""
+"""How long a run will take: a few steps of every stage that is not done are measured on the study's own
+volumes.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ POOL_STEPS = 4
 def estimate(context: StageContext, stages: tuple[str, ...]) -> dict[str, Any]:
     """Seconds by stage and in all, and peak memory in bytes, of what is still to be done.
 
-    Networks and data are made as for the real run and thrown away; nothing of the study changes but its cache.
+    Networks and data are made as for the real run and thrown away; nothing of the study changes but its
+    cache.
     """
     context.begin("estimate")
     per_stage: dict[str, float] = {}
@@ -63,7 +66,7 @@ def refuse_long(context: StageContext, found: dict[str, Any]) -> None:
     hours = found["seconds"] / 3600
     raise InputError(
         f"This run would take about {hours:.0f} hours on {found['device']}.",
-        hint="Use a computer with a GPU, a smaller foundation ('tiny') or fewer iterations; or start it with --yes.",
+        hint="Use a computer with a GPU, a smaller foundation or fewer iterations; or start it with --yes.",
         code="long_run",
     )
 
@@ -86,7 +89,9 @@ def _finetune_seconds(context: StageContext) -> float:
 
 
 def _retrain_seconds(context: StageContext) -> float:
-    """Measured without pseudo-labels, which are not there yet; their loss costs next to nothing beside the network."""
+    """Measured without pseudo-labels, which are not there yet; their loss costs next to nothing beside the
+    network.
+    """
     unguided = replace(context, settings=context.settings.with_(recipe="baseline"))
     if context.settings.ssl == "supervised":
         unguided = context

@@ -12,7 +12,7 @@ from ..errors import InputError, SFRError
 from ..runtime.files import write_json
 from ..study import Case, Study
 from ..volumes import Frame, read_label
-from .metrics import case_scores
+from .metrics import Mode, case_scores
 
 MEASURES = ("dice", "jaccard", "asd", "hd95")
 
@@ -22,18 +22,19 @@ def evaluate(
     *,
     kind: str = "prediction",
     cases: str = "test",
-    mode: str = "strict",
+    mode: Mode = "strict",
     millimetres: bool = False,
     on_problem: Callable[[str, SFRError], None] | None = None,
 ) -> dict[str, Any]:
     """Score results against references and write ``reports/scores.json`` (per kind).
 
-    ``kind``: "prediction" or "pseudo_label". ``cases``: "test", "unlabeled" or "all". ``mode``: "strict" (NaN
-    distances where a structure is missing, left out of the means) or "official" (zeros, as the papers' scripts).
-    Distances are in voxels, or in millimetres. Dice and Jaccard lie in 0..1.
+    ``kind``: "prediction" or "pseudo_label". ``cases``: "test", "unlabeled" or "all". ``mode``: "strict"
+    (NaN distances where a structure is missing, left out of the means) or "official" (zeros, as the
+    papers' scripts). Distances are in voxels, or in millimetres. Dice and Jaccard lie in 0..1.
 
-    Returns ``mean_dice`` (over structures of the means over cases), ``structures`` (means by name) and ``cases``.
-    A case that cannot be scored is told to ``on_problem`` and left out. Raises InputError where none can be scored.
+    Returns ``mean_dice`` (over structures of the means over cases), ``structures`` (means by name) and
+    ``cases``. A case that cannot be scored is told to ``on_problem`` and left out. Raises InputError where
+    none can be scored.
     """
     chosen = _chosen(study, cases)
     with_reference = [case for case in chosen if case.reference]
@@ -94,14 +95,15 @@ def _chosen(study: Study, cases: str) -> list[Case]:
 
 
 def _score(
-    study: Study, case: Case, kind: str, mode: str, millimetres: bool
+    study: Study, case: Case, kind: str, mode: Mode, millimetres: bool
 ) -> dict[int, dict[str, float | None]] | None:
     result = study.result(case.id, kind)
-    if result is None:
+    reference_path = study.reference_path(case.id)
+    if result is None or reference_path is None:
         return None
     values = [structure.value for structure in study.structures]
     prediction = read_label(result.label_path, values)
-    reference = read_label(study.reference_path(case.id), values, like=prediction)
+    reference = read_label(reference_path, values, like=prediction)
     frame = Frame.of(reference, stack_axis=2)
     table = np.zeros(max(values) + 1, dtype=np.int64)
     for index, value in enumerate(values, start=1):

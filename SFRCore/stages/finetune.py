@@ -1,8 +1,8 @@
 """Fine-tuning: SAM learns the study's structures from stitched crops of the labeled volumes.
 
-Sources: SFR (IEEE TMI 2025), sections III-B1 and III-B2; the optimiser and the augmentation are those of the
-reference implementation's ``train_finetuning.py``, with its Dice masked to stitched voxels and its Bezier transform
-mapped to the volume's own range (``faithful`` restores both).
+Sources: SFR (IEEE TMI 2025), sections III-B1 and III-B2; the optimiser and the augmentation are those of
+the reference implementation's ``train_finetuning.py``, with its Dice masked to stitched voxels and its
+Bezier transform mapped to the volume's own range (``faithful`` restores both).
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ Canvas = tuple[Tensor, Tensor, Tensor]
 
 
 class FineTuner:
-    """One fine-tuning of a foundation model on canvases of B crops; see :class:`SFRCore.runtime.loop.Trainer`."""
+    """One fine-tuning of a foundation model on canvases of B crops; see
+    :class:`SFRCore.runtime.loop.Trainer`.
+    """
 
     def __init__(
         self,
@@ -97,6 +99,7 @@ class FineTuner:
                 rng, crop.image, probability=BEZIER_PROBABILITY, faithful=self.context.settings.faithful
             )
             image = np.where(crop.valid, image, 0).astype(np.float32)
+            assert crop.label is not None
             label = np.where(crop.valid, crop.label, IGNORE).astype(np.int64)
             canvas = self.layout.stitch(torch.from_numpy(image), 0.0, smooth=True)
             target = self.layout.stitch(torch.from_numpy(label), IGNORE)

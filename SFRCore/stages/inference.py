@@ -1,4 +1,6 @@
-"""From a network's class probabilities to what a case's result says: label map, confidence, doubt, expected Dice."""
+"""From a network's class probabilities to what a case's result says: label map, confidence, doubt, expected
+Dice.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ def predict_volume(
     batch: int = 4,
     check: Callable[[], None] | None = None,
 ) -> np.ndarray:
-    """Class probabilities (C, X, Y, Z), float32, of a preprocessed ``image`` of ``frame.shape`` on its file's grid."""
+    """Class probabilities (C, X, Y, Z), float32, of a preprocessed ``image`` of ``frame.shape`` on its file's
+    grid.
+    """
     found = sliding_window(
         probabilities,
         np.asarray(image),
@@ -101,10 +105,7 @@ def describe(
         volumes[str(value)] = size * voxel
     doubt = 1.0 - confidence
     near = label > 0
-    if near.any():
-        near = ndimage.binary_dilation(near, iterations=MARGIN)
-    else:
-        near = np.ones_like(near)
+    near = ndimage.binary_dilation(near, iterations=MARGIN) if near.any() else np.ones_like(near)
     per_slice = (doubt * near).sum(axis=(0, 1), dtype=np.float64)
     means = confidence.mean(axis=(0, 1), dtype=np.float64)
     slices = [
@@ -129,7 +130,9 @@ def describe(
 def as_images(
     probabilities: np.ndarray, values: Sequence[int], frame: Frame
 ) -> tuple[sitk.Image, sitk.Image]:
-    """Label map in the study's values (uint8 or uint16) and confidence (uint8, 0..255 for 0..1), in the input's geometry."""
+    """Label map in the study's values (uint8 or uint16) and confidence (uint8, 0..255 for 0..1), in the
+    input's geometry.
+    """
     kind = np.uint8 if max(values) < 256 else np.uint16
     table = np.array([0, *values], dtype=kind)
     label = frame.to_image(table[probabilities.argmax(0)])

@@ -1,8 +1,8 @@
 """Where a model comes from: whether it is up to date, and whether it can be continued with new labels.
 
-A model is made by a *recipe* (settings that a change of which means starting anew) from *data* (labels, and the
-models before it). Same recipe and data: done. Same recipe, other data: continued from its weights with a fifth of
-the iterations. Another recipe: from the start.
+A model is made by a *recipe* (settings that a change of which means starting anew) from *data* (labels,
+and the models before it). Same recipe and data: done. Same recipe, other data: continued from its weights
+with a fifth of the iterations. Another recipe: from the start.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STUDENT_INFO = "student.json"
 
 @dataclass(frozen=True)
 class Lineage:
-    """The identity of one model: ``folder`` holds it, ``parent`` is the data of the model that it continues."""
+    """The identity of one model: ``folder`` holds it, ``parent`` names the one it goes on from."""
 
     folder: Path
     recipe: str

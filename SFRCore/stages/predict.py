@@ -23,7 +23,8 @@ WINDOWS_AT_ONCE = {"cuda": 8, "mps": 4, "cpu": 2}
 
 
 def predict(context: StageContext) -> dict[str, Any]:
-    """Write label map, confidence and numbers of every unlabeled and test case without a prediction by this student.
+    """Write label map, confidence and numbers of every unlabeled and test case without a prediction by this
+    student.
 
     Raises InputError where no student is trained yet, or no case can be read.
     """

@@ -1,7 +1,7 @@
 """Pseudo-labelling: the fine-tuned SAM segments every unlabeled volume, with its confidence.
 
-Source: SFR (IEEE TMI 2025), Eq. 3. The reference implementation has no script for whole volumes; here overlapping
-patches of the training size, at half a patch, are stitched, segmented and averaged.
+Source: SFR (IEEE TMI 2025), Eq. 3. The reference implementation has no script for whole volumes; here
+overlapping patches of the training size, at half a patch, are stitched, segmented and averaged.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def foundation_probabilities(context: StageContext) -> Probabilities:
 
 
 def pseudolabel(context: StageContext) -> dict[str, Any]:
-    """Write label map, confidence and numbers of every unlabeled case that has none by the present foundation.
+    """Write label map, confidence and numbers of every unlabeled case that has none by the present
+    foundation.
 
     Raises InputError where the foundation is not tuned, or no unlabeled case can be read.
     """
@@ -97,6 +98,8 @@ def is_current(context: StageContext, case: Case, model_identity: str) -> bool:
 
 
 def foundation_labels(context: StageContext) -> Callable[[Tensor], Tensor]:
-    """Label indices (B, X, Y, Z) of crops (B, 1, X, Y, Z) by the tuned foundation: pseudo-labels while training."""
+    """Label indices (B, X, Y, Z) of crops (B, 1, X, Y, Z) by the tuned foundation: pseudo-labels while
+    training.
+    """
     probabilities = foundation_probabilities(context)
     return lambda crops: probabilities(crops).argmax(1)

@@ -1,7 +1,8 @@
 """Re-training: a small 3D student learns from labels, pseudo-labels and a semi-supervised method.
 
 Sources: SFR (IEEE TMI 2025), section III-B3, and the reference implementation's ``train_retraining.py``:
-loss of the method + pseudo-label loss, SGD with momentum 0.9 and weight decay 1e-4, the last iteration is kept.
+loss of the method + pseudo-label loss, SGD with momentum 0.9 and weight decay 1e-4, the last iteration is
+kept.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from ..ssl.contract import (
     Method,
     MethodContext,
     Phase,
-    Progress,
     phase_lengths,
     progress_at,
     pseudo_label_loss,
@@ -49,8 +49,8 @@ PseudoLabeler = Callable[[Tensor], Tensor]
 class Retrainer:
     """One training of a student by a semi-supervised method; see :class:`SFRCore.runtime.loop.Trainer`.
 
-    ``unlabeled`` volumes carry their pseudo-label as label where the recipe has pseudo-labels; with ``online`` these
-    are computed for every batch instead.
+    ``unlabeled`` volumes carry their pseudo-label as label where the recipe has pseudo-labels; with
+    ``online`` these are computed for every batch instead.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Retrainer:
         self.phases = self.method.plan(total)
         if not unlabeled and any(phase.unlabeled for phase in self.phases):
             raise InputError(
-                f"The method {settings.ssl} learns from unlabeled volumes, and the study has none that can be used.",
+                f"The method {settings.ssl} learns from unlabeled volumes, and the study has none to use.",
                 hint="Add volumes without labels, or choose the method 'supervised'.",
             )
         self.phase: Phase | None = None
@@ -263,7 +263,8 @@ def make_method(context: StageContext, guided: bool) -> Method:
 def retrain(context: StageContext, online: Callable[[], PseudoLabeler] | None = None) -> dict[str, Any]:
     """Train the student, unless that is done; leaves ``models/RECIPE-METHOD``.
 
-    Raises InputError where no labeled case can be used, or no pseudo-label is there for a recipe that needs them.
+    Raises InputError where no labeled case can be used, or no pseudo-label is there for a recipe that
+    needs them.
     """
     context.begin(STAGE)
     lineage = student_lineage(context)
@@ -294,7 +295,7 @@ def retrain(context: StageContext, online: Callable[[], PseudoLabeler] | None = 
 def prepare(
     context: StageContext, lineage: Lineage, online: Callable[[], PseudoLabeler] | None = None
 ) -> Retrainer:
-    """The re-training of this run, before its first step. ``online`` makes the pseudo-labeler of its batches."""
+    """The re-training of this run, before its first step. ``online`` makes its pseudo-labeler."""
     study = context.study
     guided = uses_pseudo_labels(context)
     labeled = context.readable(

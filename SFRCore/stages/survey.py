@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -24,7 +23,8 @@ SAMPLES = 20000
 
 
 def plan_for(study: Study, settings: Settings, device: Device) -> Plan:
-    """The study's plan: the one its models were made by, while preset, foundation and structures stay the same.
+    """The study's plan: the one its models were made by, while preset, foundation and structures stay the
+    same.
 
     Raises InputError where no volume can be read or the preset is unknown.
     """
@@ -125,6 +125,8 @@ def _fit_ct(study: Study, values: Sequence[int]) -> Normalisation | None:
 def _foreground(study: Study, case: Case, values: Sequence[int], rng: np.random.Generator) -> np.ndarray:
     image = read_image(study.image_path(case.id))
     frame = Frame.of(image, stack_axis=2)
-    label: Any = read_label(study.label_path(case.id), values, like=image)
+    path = study.label_path(case.id)
+    assert path is not None
+    label = read_label(path, values, like=image)
     inside = frame.to_internal(image)[frame.to_internal(label, label=True) > 0]
     return rng.choice(inside, min(SAMPLES, inside.size), replace=False) if inside.size else inside

@@ -1,12 +1,14 @@
-"""Four ways to learn from 4 labeled hippocampi: supervised, Mean Teacher, SFR with a random and with a tuned tiny.
+"""Four ways to learn from 4 labeled hippocampi: supervised, Mean Teacher, SFR with a random and with a tuned
+tiny.
 
-    python Testing/Benchmarks/hippocampus.py --data DIR [--iterations 500] [--seeds 3] [--jobs 2] [--output results/hippocampus]
+    python Testing/Benchmarks/hippocampus.py --data DIR [--iterations 500] [--seeds 3] [--jobs 2] [--output
+    results/hippocampus]
 
-DIR holds ``images``, ``labels`` and ``train.list`` of the Decathlon's Task04. In the order of the list: the first 4
-cases are labeled, the next 60 unlabeled, the last 40 are for testing; 100 others, with anterior and posterior taken
-as one, tune the ``tiny`` that stands in for a pretrained foundation. Settings are chosen with ``--validate``, which
-scores the unlabeled cases instead of the test cases. Every finished run is kept and skipped when started again;
-the table is printed and written to ``table.md``.
+DIR holds ``images``, ``labels`` and ``train.list`` of the Decathlon's Task04. In the order of the list:
+the first 4 cases are labeled, the next 60 unlabeled, the last 40 are for testing; 100 others, with
+anterior and posterior taken as one, tune the ``tiny`` that stands in for a pretrained foundation. Settings
+are chosen with ``--validate``, which scores the unlabeled cases instead of the test cases. Every finished
+run is kept and skipped when started again; the table is printed and written to ``table.md``.
 """
 
 from __future__ import annotations
