@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from SFRCore.errors import DiskFull, InputError, SFRError
 from SFRCore.study.case import Case
 from SFRCore.study.intake import Batch, Intake, absolute, check_role
-from SFRCore.study.pairing import OnProblem, Pair, pair_files
+from SFRCore.study.pairing import IMAGE_SUFFIXES, OnProblem, Pair, pair_files
 from SFRCore.volumes import list_series, read_image
 
 _log = logging.getLogger("SFRCore")
@@ -90,8 +90,8 @@ class Adding(Intake):
         check_role(role)
         report = on_problem or _log_problem
         place = absolute(folder)
-        pairs = pair_files(place, None if labels is None else absolute(labels), report)
-        pairs += [Pair(found) for found in _dicom_folders(place)]
+        series = [found for found in _dicom_folders(place) if found.resolve() != self.root.resolve()]
+        pairs = pair_files(place, None if labels is None else absolute(labels), report, folders=series)
         if not pairs:
             raise InputError(
                 f"{place} holds no images.",
@@ -110,11 +110,12 @@ class Adding(Intake):
                     prepared = self._prepare(
                         pair.image, label=label, reference=reference, role=own, resample=resample
                     )
-                    batch.append(prepared)
                 except (DiskFull, MemoryError):
                     raise
                 except Exception as error:
                     report(pair.image, error)
+                    continue
+                batch.append(prepared)
         return added
 
     def _passed_over(self, pair: Pair, present: dict[str, Case], report: OnProblem) -> bool:
@@ -131,11 +132,13 @@ class Adding(Intake):
 
 def _dicom_folders(folder: Path) -> list[Path]:
     """The folders in `folder` that hold DICOM slices; `folder` itself where the slices lie loose in it."""
-    loose = _has_dicom([p for p in folder.iterdir() if p.is_file()])
-    if loose:
+    try:
+        inside = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    except OSError:
+        return []
+    if _has_dicom(p for p in inside if p.is_file()):
         return [folder]
-    inside = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    return [p for p in inside if _has_dicom(f for f in p.rglob("*") if f.is_file())]
+    return [p for p in inside if p.is_dir() and _has_dicom(f for f in p.rglob("*") if f.is_file())]
 
 
 def _has_dicom(files: Iterable[Path]) -> bool:
@@ -143,9 +146,11 @@ def _has_dicom(files: Iterable[Path]) -> bool:
 
 
 def _is_dicom(path: Path) -> bool:
+    if path.name.lower().endswith(IMAGE_SUFFIXES):
+        return False
     try:
         with open(path, "rb") as stream:
-            return stream.read(132)[128:] == b"DICM"
+            return stream.read(132)[128:] == b"DICM" or path.suffix.lower() == ".dcm"
     except OSError:
         return False
 

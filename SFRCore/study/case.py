@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ntpath
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -152,7 +153,7 @@ def check_inside(path: str, what: str) -> None:
     """Raise `InputError` unless `path` is relative and stays below the folder it is relative to."""
     windows = PureWindowsPath(path)
     upwards = ".." in windows.parts or ".." in PurePosixPath(path).parts
-    rooted = windows.drive or windows.root or is_absolute(path)
+    rooted = ntpath.splitdrive(path)[0] or windows.root or is_absolute(path)
     if not path or path == "." or "\0" in path or upwards or rooted:
         raise InputError(
             f"{what} leads out of the study ({path}).",

@@ -22,6 +22,7 @@ from SFRCore.study.structures import Structure
 from SFRCore.volumes import Geometry, image_info, write_volume
 
 STUDY_FILE = "study.json"
+FileStamp = tuple[int, int, int]
 _STAGED_AGE = 24 * 3600.0
 _staged = itertools.count()
 
@@ -60,7 +61,8 @@ class StudyFolder:
 
     @preset.setter
     def preset(self, name: str) -> None:
-        self._document.preset = name
+        with self.transaction("choosing a preset"):
+            self._document.preset = name
 
     @property
     def other_as_background(self) -> bool:
@@ -69,7 +71,8 @@ class StudyFolder:
 
     @other_as_background.setter
     def other_as_background(self, value: bool) -> None:
-        self._document.other_as_background = value
+        with self.transaction("choosing what is background"):
+            self._document.other_as_background = value
 
     @property
     def cases(self) -> dict[str, Case]:
@@ -157,7 +160,7 @@ class StudyFolder:
             if self._depth:
                 yield self
                 return
-            with FileLock(self.root / ".lock", purpose=purpose):
+            with FileLock(self._inside(".lock"), purpose=purpose):
                 self._document = Document.read(self.root / STUDY_FILE)
                 before = self._document.to_dict()
                 outdated = self._document.stored_version != SCHEMA_VERSION
@@ -215,6 +218,15 @@ class StudyFolder:
             with suppress(OSError):
                 if time.time() - left.stat().st_mtime > _STAGED_AGE:
                     left.unlink()
+
+
+def file_stamp(path: Path) -> FileStamp | None:
+    """What changes whenever SFR writes a file anew; None where there is no file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def without_tags(image: sitk.Image) -> sitk.Image:

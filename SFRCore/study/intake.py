@@ -66,11 +66,17 @@ class Intake(Labels):
                 )
             label, reference = None, label
         if role == "labeled" and label is None:
-            raise InputError("A labeled case needs a label.", hint="Give its label, or add it as unlabeled.")
+            what = "The image" if source is None else str(source)
+            raise InputError(
+                f"{what} was not added, because a labeled case needs a label and it has none.",
+                hint="Give its label, or add it as unlabeled.",
+            )
         source = None if isinstance(image, sitk.Image) else absolute(image)
         wanted = check_case_id(id) if id is not None else _id_of(source)
         if wanted in self.cases:
             raise _taken(wanted, source)
+        if source is not None and id is None:
+            self._refuse_twice(source)
         prepared = Prepared(wanted, role, source)
         try:
             if isinstance(image, sitk.Image):
@@ -121,6 +127,16 @@ class Intake(Labels):
         if case.outside:
             self._listed.add(case.image)
         return case
+
+    def _refuse_twice(self, source: Path) -> None:
+        stored = self._stored_path(source)
+        twin = next((case for case in self.cases.values() if case.image == stored), None)
+        if twin is not None:
+            raise InputError(
+                f"{source} was not added, because it is case {twin.id} of the study already.",
+                hint="Give an id of its own to have it twice.",
+                code="case_exists",
+            )
 
     def _next_number(self) -> str:
         numbers = [int(match[1]) for id in self.cases if (match := _NUMBERED.match(id))]

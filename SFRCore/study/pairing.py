@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +45,9 @@ def image_stem(path: Path | str) -> str:
 
 def label_stem(path: Path | str) -> str:
     """The image that a label belongs to: its stem without ``_seg``, ``-label`` and so on."""
-    return image_stem(_LABEL.sub("", stem(path)) or stem(path))
+    marked = stem(path)
+    unmarked = _LABEL.sub("", marked) or marked
+    return _CHANNEL.sub("", unmarked) or unmarked
 
 
 def is_marked_label(path: Path | str) -> bool:
@@ -65,16 +67,19 @@ def image_files(folder: Path) -> list[Path]:
     return [folder / name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
 
 
-def pair_files(folder: Path, labels: Path | None, on_problem: OnProblem) -> list[Pair]:
+def pair_files(
+    folder: Path, labels: Path | None, on_problem: OnProblem, *, folders: Sequence[Path] = ()
+) -> list[Pair]:
     """Pair the images of `folder` with labels of the folder `labels`, or with labels beside the images.
 
+    `folders` are images too, each a folder of DICOM slices; a label has the name of the folder.
     Labels without an image and second labels of one image are reported through `on_problem` and left out.
     A file that is named like a label, but has no image beside it, is an image.
     """
     files = image_files(folder)
     plain = {same_id_key(image_stem(path)) for path in files if not is_marked_label(path)}
     beside = [p for p in files if is_marked_label(p) and same_id_key(label_stem(p)) in plain]
-    images = _one_channel([path for path in files if path not in beside], on_problem)
+    images = _one_channel([path for path in files if path not in beside], on_problem) + list(folders)
     if labels is None:
         candidates = beside
     elif labels.resolve() == folder.resolve():
@@ -84,7 +89,7 @@ def pair_files(folder: Path, labels: Path | None, on_problem: OnProblem) -> list
         )
     else:
         candidates = image_files(labels)
-    keys = {same_id_key(key) for image in images for key in (stem(image), image_stem(image))}
+    keys = {key for image in images for key in _keys(image)}
     found: dict[str, Path] = {}
     for label in candidates:
         exact, base = same_id_key(stem(label)), same_id_key(label_stem(label))
@@ -96,11 +101,13 @@ def pair_files(folder: Path, labels: Path | None, on_problem: OnProblem) -> list
             on_problem(label, InputError(message, hint=_NAMES))
         else:
             found[key] = label
-    pairs = []
-    for image in images:
-        exact, base = same_id_key(stem(image)), same_id_key(image_stem(image))
-        pairs.append(Pair(image, found.get(exact) or found.get(base)))
-    return pairs
+    return [Pair(image, next((found[key] for key in _keys(image) if key in found), None)) for image in images]
+
+
+def _keys(image: Path) -> list[str]:
+    """What a label of this image may be called, the likeliest first."""
+    names = [image.name] if image.is_dir() else [stem(image), image_stem(image)]
+    return [same_id_key(name) for name in names]
 
 
 def _one_channel(images: list[Path], on_problem: OnProblem) -> list[Path]:

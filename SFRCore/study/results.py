@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,8 @@ import SimpleITK as sitk
 
 from SFRCore.errors import InputError
 from SFRCore.runtime.files import read_json, write_json, write_text
-from SFRCore.study.folder import StudyFolder
+from SFRCore.study.document import Document
+from SFRCore.study.folder import FileStamp, StudyFolder, file_stamp
 from SFRCore.volumes import same_geometry, write_volume
 
 FORMAT_VERSION = 1
@@ -61,10 +63,14 @@ class CaseResult:
 class Results(StudyFolder):
     """The part of a study that keeps the foundation model's pseudo-labels and the student's predictions."""
 
+    def __init__(self, root: Path, document: Document, *, readonly: bool) -> None:
+        super().__init__(root, document, readonly=readonly)
+        self._read_results: dict[tuple[str, str], tuple[FileStamp, CaseResult]] = {}
+
     def result_paths(self, id: str, kind: str) -> tuple[Path, Path, Path]:
         """Where the label map, the confidence map and the JSON of a result are; they need not exist."""
         if kind not in _FOLDERS:
-            raise InputError(f"'{kind}' is not a kind of result.", hint=f"It can be {' or '.join(KINDS)}.")
+            raise _no_kind(kind)
         id = self.case(id).id
         labels, confidence = _FOLDERS[kind]
         return (
@@ -74,15 +80,28 @@ class Results(StudyFolder):
         )
 
     def result(self, id: str, kind: str) -> CaseResult | None:
-        """The result of one kind for a case; None where there is none, or where it is not complete."""
-        label, confidence, numbers = self.result_paths(id, kind)
+        """The result of one kind for a case; None where there is none, or where it is not complete.
+
+        A result is read once and again when its file has changed: a table of a thousand cases asks often.
+        """
+        if kind not in _FOLDERS:
+            raise _no_kind(kind)
+        id = self.case(id).id
+        key = (id, kind)
         try:
-            data = read_json(numbers)
-            if not label.is_file() or not confidence.is_file():
+            stamp = file_stamp(self.root / _FOLDERS[kind][0] / f"{id}.json")
+            if stamp is None:
                 return None
-            return _result_of(kind, label, confidence, data)
-        except (InputError, ValueError, TypeError, KeyError, AttributeError):
+            known = self._read_results.get(key)
+            if known is None or known[0] != stamp:
+                label, confidence, numbers = self.result_paths(id, kind)
+                known = stamp, _result_of(kind, label, confidence, read_json(numbers))
+                self._read_results[key] = known
+            result = known[1]
+            present = os.path.isfile(result.label_path) and os.path.isfile(result.confidence_path)
+        except (InputError, OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
+        return result if present else None
 
     def newest_result(self, id: str) -> CaseResult | None:
         """The newer of prediction and pseudo-label; None where there is neither."""
@@ -127,7 +146,7 @@ class Results(StudyFolder):
         """Write confidence.csv, a row for each slice of each case with such a result; returns its path."""
         self.check_writable()
         if kind not in _TABLES:
-            raise InputError(f"'{kind}' is not a kind of result.", hint=f"It can be {' or '.join(KINDS)}.")
+            raise _no_kind(kind)
         text = io.StringIO(newline="")
         table = csv.writer(text, lineterminator="\n")
         table.writerow(_COLUMNS)
@@ -166,6 +185,10 @@ def _result_of(kind: str, label: Path, confidence: Path, data: Mapping[str, Any]
         time=_finite(data["time"]),
         extra={key: value for key, value in data.items() if key not in _KNOWN},
     )
+
+
+def _no_kind(kind: str) -> InputError:
+    return InputError(f"'{kind}' is not a kind of result.", hint=f"It can be {' or '.join(KINDS)}.")
 
 
 def _by_structure(numbers: Mapping[Any, Any]) -> dict[str, float]:

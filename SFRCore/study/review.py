@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import SimpleITK as sitk
 
 from SFRCore.errors import InputError
-from SFRCore.study.folder import without_tags
+from SFRCore.study.folder import file_stamp, without_tags
 from SFRCore.study.labels import Labels
 from SFRCore.study.results import KINDS, Results
 from SFRCore.volumes import write_volume
@@ -60,14 +59,14 @@ class Review(Labels, Results):
         Raises `InputError` where neither is there, or as `accept_label` does; the draft then stays.
         """
         draft = self.draft(id)
-        before = _stamp(draft)
+        before = file_stamp(draft) if draft is not None else None
         source = draft if label is None else label
         if source is None:
             raise InputError(
                 f"Case {id} has no corrections to accept.", hint="Correct its segmentation first."
             )
         accepted = self.accept_label(id, source, "corrected")
-        if draft is not None and _stamp(draft) == before:  # else edited meanwhile: not yet accepted
+        if draft is not None and file_stamp(draft) == before:  # else edited meanwhile: not yet accepted
             self.discard_draft(id)
         return accepted
 
@@ -112,11 +111,3 @@ class Review(Labels, Results):
 
     def _draft_path(self, id: str) -> Path:
         return self._inside(f"drafts/{self.case(id).id}/draft.nrrd")
-
-
-def _stamp(path: Path | None) -> tuple[int, int, int] | None:
-    try:
-        status = os.stat(path) if path is not None else None
-    except OSError:
-        return None
-    return None if status is None else (status.st_mtime_ns, status.st_size, status.st_ino)

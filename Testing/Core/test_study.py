@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import ntpath
 import os
+import posixpath
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from hypothesis import given
+from hypothesis import strategies as st
 
 from SFRCore.errors import DiskFull, InputError
+from SFRCore.runtime.locks import FileLock
 from SFRCore.study import Case, Structure, Study, as_structures, default_color, parse_structures
-from SFRCore.study.case import case_id_from, check_case_id
+from SFRCore.study.case import case_id_from, check_case_id, check_inside
 from SFRCore.study.document import SCHEMA_VERSION, Document
 from SFRCore.study.pairing import image_stem, label_stem, stem
 
@@ -47,6 +52,10 @@ def edit(study: Study, change) -> None:
     data = json.loads(path.read_text(encoding="utf-8"))
     change(data)
     path.write_text(json.dumps(data), encoding="utf-8")
+
+
+def fail_on_problem(path: Path, error: Exception) -> None:
+    raise AssertionError(f"{path}: {error}")
 
 
 def in_child(work, *arguments) -> int:
@@ -180,6 +189,17 @@ def test_relative_image_may_not_leave_the_study(study: Study, image: Path, path:
         Study.open(study.root)
 
 
+@given(st.text(alphabet="./\\:aC~", max_size=12))
+def test_no_relative_path_that_passes_leads_out(path: str):
+    try:
+        check_inside(path, "It")
+    except InputError:
+        return
+    for flavour, root in ((posixpath, "/study/folder"), (ntpath, "D:\\study\\folder")):
+        whole = flavour.normpath(flavour.join(root, path))
+        assert whole.startswith(root + flavour.sep)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -220,6 +240,12 @@ def test_links_that_lead_out_are_neither_read_nor_written(study: Study, image: P
     elsewhere.mkdir()
     for name in ("labels", "drafts", "references", "images"):
         os.symlink(elsewhere, study.root / name)
+    (study.root / ".lock").unlink()
+    os.symlink(tmp_path / "notes.txt", study.root / ".lock")
+    with pytest.raises(InputError, match="outside the study"):
+        study.set_role("scan01", "test")
+    assert not (tmp_path / "notes.txt").exists()
+    (study.root / ".lock").unlink()
     with pytest.raises(InputError, match="outside the study"):
         study.accept_label("scan01", make_label(), "expert")
     with pytest.raises(InputError, match="outside the study"):
@@ -303,13 +329,19 @@ def test_transaction_that_fails_changes_nothing(study: Study, image: Path):
     before = (study.root / "study.json").read_bytes()
     with pytest.raises(RuntimeError), study.transaction():
         study.case("scan01").role = "ignored"
-        study.preset = "other"
+        study.preset = "other"  # joins the transaction around it
         raise RuntimeError
     assert study.case("scan01").role == "unlabeled" and study.preset == "auto"
     with pytest.raises(InputError), study.transaction():
         study.case("scan01").image = "../../etc/passwd"
     assert (study.root / "study.json").read_bytes() == before
     assert Study.open(study.root).case("scan01").image == str(image)
+
+
+def test_settings_of_the_study_are_kept_when_set(study: Study):
+    study.preset, study.other_as_background = "left_atrium", True
+    again = Study.open(study.root)
+    assert again.preset == "left_atrium" and again.other_as_background
 
 
 def test_transaction_that_changes_nothing_writes_nothing(study: Study):
@@ -467,7 +499,7 @@ def test_label_of_an_unlabeled_or_test_case_is_its_reference(study: Study, image
         with pytest.raises(InputError, match="takes one label"):
             study.add(image, label=make_label(), reference=make_label(), role=role, id="both")
     assert study.labeled_cases() == [] and not (study.root / "labels").exists()
-    with pytest.raises(InputError, match="needs a label"):
+    with pytest.raises(InputError, match=r"scan01\.nrrd was not added.*needs a label"):
         study.add(image, role="labeled", id="x")
     with pytest.raises(InputError, match="not a role"):
         study.add(image, role="boss", id="x")
@@ -610,6 +642,17 @@ def test_folder_is_taken_in_with_few_writes_and_kept_when_cut_off(
     assert len(Study.open(other.root).cases) == 7
 
 
+def test_folder_is_not_said_to_be_bad_when_the_study_is_locked(
+    study: Study, image: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(FileLock.__init__.__kwdefaults__, "timeout", 0.1)
+    monkeypatch.setattr("SFRCore.study.intake._BATCH_CASES", 1)
+    with FileLock(study.root / ".lock"), pytest.raises(InputError, match="in use") as caught:
+        study.add_folder(image.parent, on_problem=fail_on_problem)
+    assert caught.value.code == "in_use" and not list(study.root.glob(".staging/*"))
+    assert [case.id for case in study.add_folder(image.parent)] == ["scan01"]
+
+
 # --- DICOM
 
 
@@ -650,6 +693,18 @@ def test_dicom_series_are_numbered_and_leave_no_name(study: Study, tmp_path: Pat
     ) == tmp_path / "cohort" / "p2"
     assert "Doe" not in (study.root / "study.json").read_text()
     assert study.add(tmp_path / "cohort" / "p1", id="chosen").id == "chosen"
+    with pytest.raises(InputError, match="is case case_0001 of the study already"):
+        study.add_dicom(tmp_path / "cohort" / "p1")
+
+
+def test_label_of_a_dicom_folder_has_its_name(study: Study, tmp_path: Path):
+    write_series(tmp_path / "cohort" / "1.2.840.7")
+    label = sitk.Image(7, 6, 4, sitk.sitkUInt8)
+    label.SetSpacing((1.0, 1.0, 3.0))
+    label[2, 2, 2] = 1
+    write(label, tmp_path / "labels" / "1.2.840.7_seg.nrrd")
+    added = study.add_folder(tmp_path / "cohort", labels=tmp_path / "labels", on_problem=fail_on_problem)
+    assert [(c.id, c.role) for c in added] == [("case_0001", "labeled")]
 
 
 def test_of_two_series_one_is_picked_and_copied(study: Study, tmp_path: Path):
@@ -762,6 +817,7 @@ def test_ids_made_from_file_names_are_good_ids():
 
 def test_stems():
     assert stem("a.b.nii.gz") == "a.b" and stem("x/a.seg.nrrd") == "a.seg" and stem("A.NII.GZ") == "A"
+    assert label_stem("1.2.840_seg.nii.gz") == image_stem("1.2.840.nii.gz") == "1.2.840"
     assert image_stem("la_003_0000.nii.gz") == "la_003" and image_stem("x_seg.nrrd") == "x_seg"
     for name in (
         "s1_seg.nrrd",

@@ -174,19 +174,16 @@ def test_taking_up_spares_test_cases_and_rejections(study: Study):
     assert again.case("b").role == "test" and again.labeled_cases() == []
 
 
-def test_study_that_is_locked_opens_and_shows_the_label(study: Study):
+def test_study_that_is_locked_opens_and_shows_the_label(study: Study, monkeypatch: pytest.MonkeyPatch):
     folder = study.root / "labels" / "a"
     study.accept_label("b", make_label(1), "expert")
     folder.mkdir()
     (folder / "001-expert.nrrd").write_bytes(study.label_path("b").read_bytes())
-    FileLock.__init__.__kwdefaults__["timeout"] = 0.1
-    try:
-        with FileLock(study.root / ".lock", purpose="a long change"):
-            assert Study.open(study.root).case("a").role == "labeled"
-            with pytest.raises(InputError, match="in use by a long change"):
-                study.set_role("b", "ignored")
-    finally:
-        FileLock.__init__.__kwdefaults__["timeout"] = 10.0
+    monkeypatch.setitem(FileLock.__init__.__kwdefaults__, "timeout", 0.1)
+    with FileLock(study.root / ".lock", purpose="a long change"):
+        assert Study.open(study.root).case("a").role == "labeled"
+        with pytest.raises(InputError, match="in use by a long change"):
+            study.set_role("b", "ignored")
 
 
 @needs_fork
