@@ -127,9 +127,9 @@ def readable_rows(content: Mapping[str, Any], prefix: str = "") -> Iterable[tupl
             names = [str(item.get("name", "")) for item in value if isinstance(item, Mapping)]
             yield name, ", ".join(n for n in names if n) or f"{len(value)} entries"
         elif isinstance(value, list | tuple):
-            yield name, ", ".join(_text(item) for item in value)
+            yield name, ", ".join(readable(item) for item in value)
         else:
-            yield name, _text(value)
+            yield name, readable(value)
 
 
 def without_paths(text: str, known: Iterable[str] = ()) -> str:
@@ -142,7 +142,8 @@ def without_paths(text: str, known: Iterable[str] = ()) -> str:
     return ABSOLUTE_PATH.sub("the file", text)
 
 
-def _text(value: Any) -> str:
+def readable(value: Any) -> str:
+    """A setting as a short text; of a path only its last part."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

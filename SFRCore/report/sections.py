@@ -9,7 +9,7 @@ from typing import Any
 
 from SFRCore.report.cases import SOURCES, CaseRow, number
 from SFRCore.report.figures import curve_picture, histogram_picture
-from SFRCore.report.history import History, StageRecord
+from SFRCore.report.history import History, StageRecord, readable
 from SFRCore.report.markup import count, duration, fixed, moment, picture, table
 from SFRCore.study import Study
 
@@ -60,7 +60,7 @@ def what_was_run(study: Study, history: History) -> str:
         items.append(f"<li><b>{escape(title)}</b> {progress}<br>{words}</li>")
     last = history.runs[-1]
     settings = ((words, last.settings.get(key)) for key, words in CHOICES.items())
-    chosen = [f"{words} {escape(str(value))}" for words, value in settings if value is not None]
+    chosen = [f"{words} {escape(readable(value))}" for words, value in settings if value is not None]
     names = ", ".join(escape(structure.name) for structure in study.structures)
     ended = f"The last run {ENDED.get(last.state, last.state)}"
     message = f": {escape(last.message)}" if last.state == "failed" and last.message else "."
