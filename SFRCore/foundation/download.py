@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import requests
 
@@ -120,6 +120,8 @@ def download(
     url = f"{(base_url or SERVER).rstrip('/')}/{known.filename}"
     _require_safe(url)
     target = checkpoint_path(name, folder)
+    if is_whole(name, folder):
+        return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -156,6 +158,11 @@ def _require_safe(url: str) -> None:
         f"{url} is not downloaded because the connection would not be encrypted.",
         hint="Use an https address.",
     )
+
+
+def _refuse_unsafe_redirect(answer: requests.Response, **_: object) -> None:
+    if answer.is_redirect:
+        _require_safe(urljoin(answer.url, answer.headers["Location"]))
 
 
 def _fetch(url: str, part: Path, known: Checkpoint, progress: Progress | None, pause: float) -> None:
@@ -208,9 +215,8 @@ def _transfer(url: str, part: Path, known: Checkpoint, progress: Progress | None
     headers = {"Accept-Encoding": "identity"}
     if done:
         headers["Range"] = f"bytes={done}-"
-    with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as answer:
-        for hop in (*answer.history, answer):
-            _require_safe(hop.url)
+    hooks = {"response": _refuse_unsafe_redirect}
+    with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT, hooks=hooks) as answer:
         if answer.status_code == 416:
             part.unlink()
         answer.raise_for_status()

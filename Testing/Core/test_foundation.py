@@ -130,6 +130,14 @@ def test_shapes_and_independence_of_the_batch(tiny: ClasswiseSAM) -> None:
     torch.testing.assert_close(tiny(images[1:2]), logits[1:2], rtol=1e-4, atol=1e-5)
 
 
+def test_mixed_precision_stays_close(tiny: ClasswiseSAM) -> None:
+    with torch.no_grad():
+        expected = tiny(canvases(1)).softmax(1)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = tiny(canvases(1))
+    torch.testing.assert_close(logits.float().softmax(1), expected, rtol=0, atol=0.1)
+
+
 def test_tiny_is_small_seeded_and_leaves_the_random_state_alone() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
