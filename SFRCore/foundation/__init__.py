@@ -1,0 +1,1 @@
+"""The foundation model, Segment Anything: its make, its weights, its tuning."""
