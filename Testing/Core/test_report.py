@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import shutil
 from html.parser import HTMLParser
 from itertools import permutations, product
 from pathlib import Path
@@ -364,8 +365,10 @@ EXPECTED = {
 }
 
 
-@pytest.fixture
-def study(tmp_path: Path) -> Study:
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, str]:
+    """A study with three results, a labeled case and one without a result, and its report."""
+    tmp_path = tmp_path_factory.mktemp("shared")
     study = Study.create(tmp_path / "Liver study", structures={1: "Left <atrium>", 7: "Aorta"})
     rng = np.random.default_rng(0)
     label = np.zeros(SIZE, np.uint16)
@@ -398,7 +401,32 @@ def study(tmp_path: Path) -> Study:
         start=1000,
         config={"ssl": "mean_teacher", "foundation": str(private / "weights.pth")},
     )
-    return study
+    return study, write_report(study).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def study(written: tuple[Study, str], tmp_path: Path) -> Study:
+    """A copy of the study that a test may change, without its report."""
+    root = tmp_path / written[0].root.name
+    shutil.copytree(written[0].root, root)
+    (root / "reports/report.html").unlink()
+    images = tmp_path / "images"
+    shutil.copytree(written[0].image_path("waiting").parent, images)
+    copied = Study.open(root)
+    with copied.transaction():
+        for case in copied.cases.values():
+            case.image = str(images / Path(case.image).name)
+    return Study.open(root)
+
+
+@pytest.fixture(scope="module")
+def html(written: tuple[Study, str]) -> str:
+    return written[1]
+
+
+@pytest.fixture(scope="module")
+def text(html: str) -> str:
+    return Page(html).text.replace("\xa0", " ")
 
 
 class Page(HTMLParser):
@@ -435,10 +463,7 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", " ".join(self.words))
 
 
-def test_the_page_holds_everything_it_shows(study: Study) -> None:
-    path = write_report(study)
-    assert path == study.reports_dir / "report.html"
-    html = path.read_text(encoding="utf-8")
+def test_the_page_holds_everything_it_shows(html: str) -> None:
     page = Page(html)
     pictures = [address for address in page.addresses if not address.startswith("#")]
     assert len(pictures) == 2 * len(EXPECTED) + 1 + 2 + 2
@@ -449,8 +474,7 @@ def test_the_page_holds_everything_it_shows(study: Study) -> None:
     assert len(html) < 1_000_000
 
 
-def test_the_most_doubtful_case_comes_first(study: Study) -> None:
-    text = Page(write_report(study).read_text(encoding="utf-8")).text
+def test_the_most_doubtful_case_comes_first(text: str) -> None:
     assert "3 of 4 cases are segmented. 2 cases need a close look" in text
     first = text[text.index("Look at these first") : text.index("What was run")]
     assert "Muster C : Aorta was not found; look at axial slice 5 of 10." in first
@@ -461,24 +485,20 @@ def test_the_most_doubtful_case_comes_first(study: Study) -> None:
     assert "doubt cannot exceed 0.67" in gallery
 
 
-def test_nothing_private_reaches_the_page(study: Study, tmp_path: Path) -> None:
-    html = re.sub(r"base64,[^\"]+", "", write_report(study).read_text(encoding="utf-8"))
-    for secret in ("Doe", "Jane", "1960", "ward7", str(tmp_path), ".nrrd"):
-        assert secret not in html
-    text = Page(html).text
+def test_nothing_private_reaches_the_page(written: tuple[Study, str], html: str, text: str) -> None:
+    readable = re.sub(r"base64,[^\"]+", "", html)
+    for secret in ("Doe", "Jane", "1960", "ward7", str(written[0].root.parent), ".nrrd"):
+        assert secret not in readable
     assert "The file has a slice missing at 34 mm." in text
     assert "weights.pth" in text
 
 
-def test_names_cannot_break_the_page(study: Study) -> None:
-    html = write_report(study).read_text(encoding="utf-8")
+def test_names_cannot_break_the_page(html: str, text: str) -> None:
     assert "<atrium>" not in html and "<once>" not in html
-    text = Page(html).text
     assert "Left <atrium>" in text and "Memory ran out <once>." in text
 
 
-def test_the_page_tells_what_was_run(study: Study) -> None:
-    text = Page(write_report(study).read_text(encoding="utf-8")).text.replace("\xa0", " ")
+def test_the_page_tells_what_was_run(text: str) -> None:
     told = text[text.index("What was run") : text.index("Segmented cases")]
     assert told.index("Foundation model fine-tuned") < told.index("Student network trained")
     assert "29 of 29 steps" in told and "39 of 39 steps" in told
@@ -506,7 +526,9 @@ def test_scores_are_shown_with_what_is_undefined(study: Study) -> None:
     }
     study.reports_dir.mkdir(exist_ok=True)
     (study.reports_dir / "scores.json").write_text(json.dumps(scores))
-    text = Page(write_report(study).read_text(encoding="utf-8")).text
+    path = write_report(study)
+    assert path == study.reports_dir / "report.html"
+    text = Page(path.read_text(encoding="utf-8")).text
     assert "0.81 measured Dice (1 case with a reference)" in text
     assert "Student (prediction), 1 case" in text
     assert "Surface distance (mm)" in text and "1.25" in text and "–" in text
@@ -553,8 +575,8 @@ def test_an_empty_and_a_new_study_have_a_report(tmp_path: Path) -> None:
 def test_a_read_only_study_is_reported_elsewhere(study: Study, tmp_path: Path) -> None:
     reader = Study.open(study.root, readonly=True)
     with pytest.raises(InputError, match="read-only"):
-        write_report(reader)
-    target = write_report(reader, tmp_path / "out" / "page.html")
+        write_report(reader, pictures=0)
+    target = write_report(reader, tmp_path / "out" / "page.html", pictures=0)
     assert target.is_file() and not (study.reports_dir / "report.html").exists()
 
 
