@@ -119,7 +119,7 @@ class Adding(Intake):
         return added
 
     def _passed_over(self, pair: Pair, present: dict[str, Case], report: OnProblem) -> bool:
-        """Whether the image is in the study already, or another one has its name; found before it is read."""
+        """Whether the image is in the study already; says so where its label is new."""
         case = present.get(self._stored_path(pair.image))
         if case is not None:
             if pair.label is not None and case.label is None and case.reference is None:

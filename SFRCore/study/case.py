@@ -154,7 +154,7 @@ def check_inside(path: str, what: str) -> None:
     windows = PureWindowsPath(path)
     upwards = ".." in windows.parts or ".." in PurePosixPath(path).parts
     rooted = ntpath.splitdrive(path)[0] or windows.root or is_absolute(path)
-    if not path or path == "." or "\0" in path or upwards or rooted:
+    if not windows.parts or "\0" in path or upwards or rooted:
         raise InputError(
             f"{what} leads out of the study ({path}).",
             hint="Somebody changed the study file by hand; find out why before you use it.",

@@ -56,6 +56,7 @@ class Intake(Labels):
     ) -> Prepared:
         """Read and check everything, and stage what is to be written, without touching study.json."""
         self.check_writable()
+        source = None if isinstance(image, sitk.Image) else absolute(image)
         role = role or ("unlabeled" if label is None else "labeled")
         check_role(role)
         if label is not None and role in ("test", "unlabeled"):
@@ -71,7 +72,6 @@ class Intake(Labels):
                 f"{what} was not added, because a labeled case needs a label and it has none.",
                 hint="Give its label, or add it as unlabeled.",
             )
-        source = None if isinstance(image, sitk.Image) else absolute(image)
         wanted = check_case_id(id) if id is not None else _id_of(source)
         if wanted in self.cases:
             raise _taken(wanted, source)
