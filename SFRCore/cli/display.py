@@ -187,12 +187,18 @@ def show_result(result: Any, *, json: bool) -> None:
 def print_lines(value: Mapping[str, Any], *, indent: int = 0) -> None:
     """A result for a person, on stdout: one "name: value" a line, nested ones indented."""
     for key, item in value.items():
-        name = " " * indent + str(key).replace("_", " ")
-        if isinstance(item, Mapping):
+        name = " " * indent + str(key)
+        if isinstance(item, Mapping) and item:
             typer.echo(f"{name}:")
             print_lines(item, indent=indent + 2)
-        elif isinstance(item, (list, tuple)):
+        elif isinstance(item, (list, tuple)) and any(isinstance(part, Mapping) for part in item):
+            typer.echo(f"{name}:")
+            print_lines({f"{number}": part for number, part in enumerate(item, start=1)}, indent=indent + 2)
+        elif isinstance(item, (list, tuple, Mapping)):
             typer.echo(f"{name}: {', '.join(_text(part) for part in item) or 'none'}")
+        elif name.endswith("bytes") and isinstance(item, (int, float)):
+            named = name.removesuffix("bytes").rstrip("_")
+            typer.echo(f"{named if named.strip() else named + 'size'}: {size(item)}")
         else:
             typer.echo(f"{name}: {_text(item)}")
 

@@ -67,7 +67,8 @@ def print_scores(scores: Mapping[str, Any], unit: str) -> None:
         print_table(["Case", *heads[1:]], rows)
     mean = scores.get("mean_dice")
     text = f"{mean:.4f}" if isinstance(mean, (int, float)) else "undefined"
-    typer.echo(f"\nMean Dice: {text} over {len(scores.get('cases', {}))} cases")
+    count = len(scores.get("cases", {}))
+    typer.echo(f"\nMean Dice: {text} over {count} case{'' if count == 1 else 's'}")
 
 
 def _measures(row: Any) -> list[Any]:
@@ -127,4 +128,4 @@ def export(
     from SFRCore import api
 
     result = api.export(source, output, tuple(opt.split_ids(formats)))
-    show_result(result if isinstance(result, dict) else {"output": output}, json=json)
+    show_result(result if json else {name: result[name] for name in ("folder", "files")}, json=json)

@@ -532,7 +532,7 @@ def test_evaluate_prints_scores_as_json_and_table(api: FakeApi, tmp_path: Path) 
     scores = json.loads(sfr("evaluate", tmp_path, "--json").stdout)
     assert scores["mean_dice"] == 0.8123 and scores["structures"]["Anterior"]["hd95"] is None
     text = sfr("evaluate", tmp_path, "--kind", "pseudo_label", "--mode", "official", "--millimetres").stdout
-    assert "Mean Dice: 0.8123 over 1 cases" in text and "ASD (mm)" in text and "case_05: Anterior" in text
+    assert "Mean Dice: 0.8123 over 1 case" in text and "ASD (mm)" in text and "case_05: Anterior" in text
     plain = {"kind": "prediction", "cases": "test", "mode": "strict", "millimetres": False}
     other = {"kind": "pseudo_label", "cases": "unlabeled", "mode": "official", "millimetres": True}
     assert [settings for _, _, settings in api.calls] == [plain, other]
@@ -543,14 +543,27 @@ def test_report_export_demo_and_doctor(api: FakeApi, tmp_path: Path) -> None:
     assert sfr("report", tmp_path).stdout.strip() == str(tmp_path / "report.html")
     sfr("report", tmp_path, "--output", "r.html")
     assert api.calls[-1][1] == (tmp_path, Path("r.html"))
-    api.answer = {"onnx": {"path": "m.onnx", "largest_difference": 1e-6}}
-    assert "1e-06" in sfr("export", tmp_path, "--format", "onnx", "--output", "out").stdout
+    api.answer = {
+        "folder": "out",
+        "files": {"onnx": {"file": "m.onnx", "bytes": 38295824, "largest_difference": 1e-6}},
+        "made_by": {"method": "x"},
+    }
+    text = sfr("export", tmp_path, "--format", "onnx", "--output", "out").stdout
+    assert "largest_difference: 1e-06" in text and "size: 38 MB" in text and "made_by" not in text
+    assert json.loads(sfr("export", tmp_path, "--json").stdout)["made_by"] == {"method": "x"}
+    sfr("export", tmp_path, "--format", "onnx", "--output", "out")
     assert api.calls[-1][1] == (tmp_path, Path("out"), ("onnx",))
     sfr("demo", "--output", tmp_path / "d", "--seed", 4)
     assert api.calls[-1] == ("demo", (tmp_path / "d",), {"seed": 4})
-    api.answer = {"device": {"name": "cpu", "memory": 8}, "packages": ["torch 2.8"], "whole": True}
+    api.answer = {
+        "devices": [{"name": "cpu", "free_bytes": 8e9}],
+        "lost": {},
+        "packages": ["torch 2.8"],
+        "whole": True,
+    }
     text = sfr("doctor").stdout
-    assert "device:\n  name: cpu\n" in text and "packages: torch 2.8" in text and "whole: yes" in text
+    assert "devices:\n  1:\n    name: cpu\n    free: 8.0 GB\nlost: none\n" in text
+    assert "packages: torch 2.8" in text and "whole: yes" in text
 
 
 def test_download_lists_checkpoints_and_refuses_unknown_names() -> None:
