@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -17,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-from SFRCore.report.slices import SliceView
+from SFRCore.report.slices import Array, SliceView
 
 LONG_SIDE = 380
 BAR_WIDTH = 72
@@ -31,12 +32,14 @@ Color = tuple[int, int, int]
 def outline_picture(view: SliceView, colors: Mapping[int, Color]) -> str:
     """The slice with each structure outlined in its colour (0..255), and the reference dashed in white."""
     figure, axes = _slice_axes(view, extra=0)
-    _draw_outlines(axes, view, colors)
+    shades = {value: tuple(channel / 255 for channel in color) for value, color in colors.items()}
+    _draw_outlines(axes, view.label, shades, width=2.2)
+    _draw_outlines(axes, view.reference, dict.fromkeys(colors, "white"), width=1.2, dashed=True)
     return data_uri(figure)
 
 
-def doubt_picture(view: SliceView, colors: Mapping[int, Color], largest: float) -> str:
-    """The slice under its doubt, with thin outlines and a scale from 0 to ``largest`` (1 - 1/C)."""
+def doubt_picture(view: SliceView, values: Iterable[int], largest: float) -> str:
+    """The slice under its doubt, with thin white outlines and a scale from 0 to ``largest`` (1 - 1/C)."""
     if view.doubt is None:
         raise ValueError("The view has no doubt to draw.")
     figure, axes = _slice_axes(view, extra=BAR_WIDTH)
@@ -48,7 +51,7 @@ def doubt_picture(view: SliceView, colors: Mapping[int, Color], largest: float) 
         aspect=view.spacing[0] / view.spacing[1],
         interpolation="nearest",
     )
-    _draw_outlines(axes, view, colors, width=1.8, reference=False)
+    _draw_outlines(axes, view.label, dict.fromkeys(values, "white"), width=1.2)
     width, height = figure.get_size_inches() * DPI
     bar = figure.add_axes((1 - (BAR_WIDTH - 12) / width, 8 / height, 12 / width, 1 - 40 / height))
     bar.set_facecolor("#202020")
@@ -193,27 +196,26 @@ def _slice_axes(view: SliceView, *, extra: int) -> tuple[Figure, Axes]:
 
 
 def _draw_outlines(
-    axes: Axes, view: SliceView, colors: Mapping[int, Color], *, width: float = 2.2, reference: bool = True
+    axes: Axes, label: Array | None, colors: Mapping[int, Any], *, width: float, dashed: bool = False
 ) -> None:
-    for label, dashed in ((view.label, False), (view.reference if reference else None, True)):
-        if label is None:
+    """Outline each value of ``label`` (rows, columns); dashes get no dark rim: what is below shows."""
+    for value, color in colors.items():
+        mask = np.pad(label == value, 1) if label is not None else np.zeros((1, 1), bool)
+        if not mask.any():
             continue
-        for value, color in colors.items():
-            mask = np.pad(label == value, 1)
-            if not mask.any():
-                continue
-            rows, columns = np.arange(mask.shape[0]) - 1, np.arange(mask.shape[1]) - 1
-            outline = axes.contour(
-                columns,
-                rows,
-                mask.astype(float),
-                levels=[0.5],
-                colors=["white" if dashed else tuple(channel / 255 for channel in color)],
-                linewidths=1.2 if dashed else width,
-                linestyles="dashed" if dashed else "solid",
-            )
-            if not dashed:
-                outline.set(path_effects=[Stroke(linewidth=width + 1, foreground="#00000080"), Normal()])
+        rows, columns = np.arange(mask.shape[0]) - 1, np.arange(mask.shape[1]) - 1
+        style = "dashed" if dashed else "solid"
+        outline = axes.contour(
+            columns,
+            rows,
+            mask.astype(float),
+            levels=[0.5],
+            colors=[color],
+            linewidths=width,
+            linestyles=style,
+        )
+        if not dashed:
+            outline.set(path_effects=[Stroke(linewidth=width + 1, foreground="#00000080"), Normal()])
 
 
 def _quiet(axes: Axes) -> None:
