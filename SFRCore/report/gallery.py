@@ -69,9 +69,9 @@ def gallery(
 def _how_to_read(study: Study) -> str:
     classes = len(study.structures) + 1
     return (
-        '<p class="soft">Of each case the slice with the most doubt is shown: first the outlines in colour, then '
-        f"where the model doubts them, from yellow to red. With {classes} classes doubt cannot exceed "
-        f"{1 - 1 / classes:.2f}, where the scale ends.</p>"
+        '<p class="soft">Of each case the slice with the most doubt is shown: first the outlines in '
+        "colour, then where the model doubts them, from yellow to red. "
+        f"With {classes} classes doubt cannot exceed {1 - 1 / classes:.2f}, where the scale ends.</p>"
     )
 
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from SFRCore.errors import InputError
 from SFRCore.runtime.events import read_events
 from SFRCore.runtime.files import read_json
+from SFRCore.runtime.runs import RunFolder, run_folders
 
-PRIVATE_KEYS = {"pid", "host", "hostname", "user", "python", "argv", "env", "cwd", "path", "log"}
+PRIVATE_KEYS = {"pid", "host", "hostname", "user", "python", "argv", "env", "cwd", "path", "log", "boot"}
 NOT_A_LOSS = {"time", "step", "total", "eta_s", "rate", "step_in_phase", "phase_total"}
-ENDINGS = {"finished": "finished", "cancelled": "cancelled", "error": "failed"}
 MOST_POINTS = 800
 ABSOLUTE_PATH = re.compile(
     r"(?:[A-Za-z]:[\\/]|\\\\|(?<![\w.])~?/(?=\S))"  # C:\ or C:/, \\server, / or ~/
@@ -36,7 +36,7 @@ class StageRecord:
     started: float
     ended: float
     seconds: float = 0.0
-    state: str = "in progress"
+    state: str = "running"
     step: int = 0
     total: int = 0
     cases: int = 0
@@ -56,7 +56,10 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run: what was asked (``command``, ``settings``), when (epoch seconds) and how it ended."""
+    """One run: what was asked (``command``, ``settings``), when (epoch seconds), how it stands or ended.
+
+    ``plan`` is what the program chose by itself (patch, canvas, device), ``reasons`` says why in words.
+    """
 
     name: str
     command: str
@@ -64,6 +67,8 @@ class RunRecord:
     started: float
     state: str
     message: str
+    plan: dict[str, Any]
+    reasons: list[str]
 
 
 @dataclass(frozen=True)
@@ -75,20 +80,20 @@ class History:
     warnings: list[str]
 
 
-def read_history(runs_dir: Path, run: str | None = None, *, known_paths: Iterable[str] = ()) -> History:
+def read_history(study_root: Path, run: str | None = None, *, known_paths: Iterable[str] = ()) -> History:
     """Read every run of a study, or only ``run``; ``known_paths`` are taken out of all messages.
 
     Raises InputError if there is no run of that name.
     """
     known = list(known_paths)
-    folders = sorted(p for p in runs_dir.iterdir() if p.is_dir()) if runs_dir.is_dir() else []
+    folders = run_folders(study_root)
     if run is not None:
-        folders = [folder for folder in folders if folder.name == run]
+        folders = [folder for folder in folders if folder.run == run]
         if not folders:
             raise InputError(f"This study has no run '{run}'.", hint="`sfr jobs` lists the runs of a study.")
-    records: list[tuple[RunRecord, list[dict[str, Any]]]] = []
+    records = []
     for folder in folders:
-        events = read_events(folder / "events.jsonl")
+        events = read_events(folder.events_file)
         records.append((_run_record(folder, events, known), events))
     records.sort(key=lambda record: record[0].started)
     stages: dict[str, StageRecord] = {}
@@ -98,7 +103,8 @@ def read_history(runs_dir: Path, run: str | None = None, *, known_paths: Iterabl
         for event in events:
             if event.get("event") == "warning" and event.get("message"):
                 warnings[without_paths(str(event["message"]), known)] = None
-    ordered = sorted(stages.values(), key=lambda stage: stage.started)
+    worked = (stage for stage in stages.values() if stage.points or stage.cases)
+    ordered = sorted(worked, key=lambda stage: stage.started)
     return History([record for record, _ in records], ordered, list(warnings))
 
 
@@ -152,22 +158,24 @@ def readable(value: Any) -> str:
     return PurePath(text).name if re.match(r"^(?:/|~|[A-Za-z]:[\\/]|\\\\)", text) else text
 
 
-def _run_record(folder: Path, events: list[dict[str, Any]], known: list[str]) -> RunRecord:
-    try:
-        job = read_json(folder / "job.json")
-    except InputError:
-        job = {}
-    job = job if isinstance(job, dict) else {}
-    config = job.get("config")
-    started = job.get("start") or (events[0].get("time") if events else 0.0)
-    last = next((event for event in reversed(events) if event.get("event") in ENDINGS), None)
+def _run_record(folder: RunFolder, events: list[dict[str, Any]], known: list[str]) -> RunRecord:
+    info = folder.info()
+    config = info.get("config")
+    settings = config.get("settings", config) if isinstance(config, dict) else {}
+    began = info.get("start")
+    end = folder.end(info) or {}
+    planned: Event = next((e for e in reversed(events) if e.get("event") == "plan"), {})
+    about = ("time", "run", "stage", "event", "reasons")
+    reasons = planned.get("reasons")
     return RunRecord(
-        name=folder.name,
-        command=str(job.get("command") or ""),
-        settings=config if isinstance(config, dict) else {},
-        started=float(started) if isinstance(started, int | float) else 0.0,
-        state=ENDINGS[last["event"]] if last else "in progress",
-        message=without_paths(str(last.get("message") or ""), known) if last else "",
+        name=folder.run,
+        command=str(info.get("command") or ""),
+        settings=settings if isinstance(settings, dict) else {},
+        started=float(began) if isinstance(began, int | float) else 0.0,
+        state=folder.state(),
+        message=without_paths(str(end.get("message") or ""), known),
+        plan={key: value for key, value in planned.items() if key not in about},
+        reasons=[without_paths(str(r), known) for r in reasons] if isinstance(reasons, list) else [],
     )
 
 
@@ -184,7 +192,7 @@ def _follow(stages: dict[str, StageRecord], events: list[dict[str, Any]], run_st
         record = stages.setdefault(str(name), StageRecord(str(name), now, now))
         if record not in touched:
             touched.append(record)
-            record.state = "in progress"
+            record.state = "running"
             previous = None
         if previous is not None:
             record.seconds += max(0.0, now - previous)

@@ -40,7 +40,7 @@ def write_report(
             hint="Name another place for the report.",
         )
     private = [text for case in study.cases.values() for text in (case.image, Path(case.image).name)]
-    history = read_history(study.runs_dir, run, known_paths=[p for p in private if p not in study.cases])
+    history = read_history(study.root, run, known_paths=[p for p in private if p not in study.cases])
     scores = read_scores(study)
     rows = case_rows(study, scores)
     stack_axis, window = _how_slices_lie(study.models_dir)
@@ -178,9 +178,9 @@ def _left_out(study: Study, history: History) -> str:
 
 def _settings(study: Study, history: History) -> str:
     blocks = [
-        (f"Run {run.name}: {run.command}", dict(readable_rows(run.settings)))
+        (f"Run {run.name}: {run.command}", dict(readable_rows({**run.settings, "chosen": run.plan})))
         for run in reversed(history.runs)
-        if run.settings
+        if run.settings or run.plan
     ]
     blocks += [(f"Model file {name}", rows) for name, rows in read_models(study.models_dir).items()]
     if not blocks:

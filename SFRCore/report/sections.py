@@ -31,7 +31,12 @@ STAGES: dict[str, tuple[str, str]] = {
     "predict": ("Cases segmented", "The student segmented the cases: these are the results to use."),
     "evaluate": ("Results compared with references", "Segmentations were scored against labels kept aside."),
 }
-ENDED = {"cancelled": "was cancelled", "in progress": "has not ended yet"}
+ENDED = {
+    "cancelled": "was cancelled",
+    "running": "has not ended yet",
+    "queued": "has not begun yet",
+    "died": "stopped without a word: it was killed, or memory ran out",
+}
 CHOICES = {
     "recipe": "recipe",
     "ssl": "semi-supervised method",
@@ -61,12 +66,17 @@ def what_was_run(study: Study, history: History) -> str:
     last = history.runs[-1]
     settings = ((words, last.settings.get(key)) for key, words in CHOICES.items())
     chosen = [f"{words} {escape(readable(value))}" for words, value in settings if value is not None]
+    if last.plan.get("device"):
+        chosen.append(f"computed on {escape(readable(last.plan['device']))}")
     names = ", ".join(escape(structure.name) for structure in study.structures)
     ended = f"The last run {ENDED.get(last.state, last.state)}"
     message = f": {escape(last.message)}" if last.state == "failed" and last.message else "."
     steps = f'<ol class="steps">{"".join(items)}</ol>' if items else ""
     asked = f"<p class='soft'>Chosen for the last run: {'; '.join(chosen)}.</p>" if chosen else ""
     when = f" The last run began on {moment(last.started)}." if last.started else ""
+    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in last.reasons)
+    if reasons:
+        asked += f"<details><summary>What was chosen, and why</summary><ul>{reasons}</ul></details>"
     return (
         f'<section><h2>What was run</h2><div class="box"><p>Structures: <b>{names}</b>.{when} '
         f"{ended}{message}</p>{steps}{asked}</div></section>"

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -215,7 +216,9 @@ def test_curves_are_drawn_with_gaps_and_with_a_single_point() -> None:
 def write_run(runs: Path, name: str, events: list[dict[str, Any]], **job: Any) -> None:
     folder = runs / name
     folder.mkdir(parents=True)
-    (folder / "job.json").write_text(json.dumps({"pid": 1, "host": "ward7-pc", "command": "run", **job}))
+    (folder / "job.json").write_text(
+        json.dumps({"pid": 1, "host": "ward7-pc", "started": 1.0, "command": "run", **job})
+    )
     lines = [json.dumps({"run": name, "stage": "", **event}) for event in events]
     (folder / "events.jsonl").write_text("\n".join(lines) + '\n{"time": 99, "torn')
 
@@ -237,13 +240,13 @@ def progress(stage: str, steps: range, total: int, *, start: float, **more: floa
 
 def test_a_continued_stage_is_one_curve(tmp_path: Path) -> None:
     write_run(
-        tmp_path,
+        tmp_path / "runs",
         "a",
         [*progress("finetune", range(1, 8), 10, start=0), {"time": 9, "event": "cancelled"}],
         start=0,
     )
     write_run(
-        tmp_path,
+        tmp_path / "runs",
         "b",
         [*progress("finetune", range(5, 11), 10, start=1000), {"time": 1011, "event": "finished"}],
         start=1000,
@@ -259,9 +262,9 @@ def test_a_continued_stage_is_one_curve(tmp_path: Path) -> None:
 
 
 def test_a_stage_that_starts_anew_replaces_its_curve(tmp_path: Path) -> None:
-    write_run(tmp_path, "a", progress("retrain", range(1, 11), 10, start=0), start=0)
+    write_run(tmp_path / "runs", "a", progress("retrain", range(1, 11), 10, start=0), start=0)
     write_run(
-        tmp_path,
+        tmp_path / "runs",
         "b",
         [
             *progress("retrain", range(1, 4), 20, start=100, rate=0.01, supervised=0.5),
@@ -280,7 +283,10 @@ def test_a_stage_that_starts_anew_replaces_its_curve(tmp_path: Path) -> None:
     assert steps.tolist() == [1, 2, 3] and sorted(series) == ["loss", "supervised"]
     assert (stage.state, stage.step, stage.total) == ("failed", 3, 20)
     assert history.runs[-1].message == "the file is damaged."
-    assert read_history(tmp_path, "a").stages[0].total == 10
+    alone = read_history(tmp_path, "a")
+    assert alone.stages[0].total == 10 and alone.runs[0].state == "running"
+    os.utime(tmp_path / "runs/a/events.jsonl", (1.0, 1.0))
+    assert read_history(tmp_path, "a").runs[0].state == "died"
     with pytest.raises(InputError, match="no run 'c'"):
         read_history(tmp_path, "c")
 
@@ -290,7 +296,7 @@ def test_progress_without_a_loss_is_no_curve(tmp_path: Path) -> None:
         {"time": 1, "stage": "predict", "event": "progress", "step": 1, "total": 2, "doing": "reading"},
         {"time": 3, "stage": "predict", "event": "case", "id": "x"},
     ]
-    write_run(tmp_path, "a", events, start=0)
+    write_run(tmp_path / "runs", "a", events, start=0)
     (stage,) = read_history(tmp_path).stages
     assert (stage.cases, stage.total, stage.seconds) == (1, 0, 2.0)
     steps, series = stage.curves()
@@ -298,7 +304,7 @@ def test_progress_without_a_loss_is_no_curve(tmp_path: Path) -> None:
 
 
 def test_long_curves_are_thinned_but_keep_their_ends(tmp_path: Path) -> None:
-    write_run(tmp_path, "a", progress("retrain", range(1, 3001), 3000, start=0), start=0)
+    write_run(tmp_path / "runs", "a", progress("retrain", range(1, 3001), 3000, start=0), start=0)
     steps, series = read_history(tmp_path).stages[0].curves()
     assert len(steps) == len(series["loss"]) == 800
     assert (steps[0], steps[-1]) == (1, 3000)
@@ -392,6 +398,14 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, str]:
         study.runs_dir,
         "20250101-120000",
         [
+            {
+                "time": 1000,
+                "stage": "run",
+                "event": "plan",
+                "reasons": [f"patch 16 x 16 x 16: {private}/a.nrrd is small"],
+                "device": "CPU",
+                "patch": [16, 16, 16],
+            },
             *progress("finetune", range(1, 30), 29, start=1000),
             {"time": 1040, "stage": "retrain", "event": "warning", "message": "Memory ran out <once>."},
             *progress("retrain", range(1, 40), 39, start=1050),
@@ -399,7 +413,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, str]:
             {"time": 1101, "stage": "predict", "event": "finished"},
         ],
         start=1000,
-        config={"ssl": "mean_teacher", "foundation": str(private / "weights.pth")},
+        config={"settings": {"ssl": "mean_teacher", "foundation": str(private / "weights.pth")}},
     )
     return study, write_report(study).read_text(encoding="utf-8")
 
@@ -503,7 +517,9 @@ def test_the_page_tells_what_was_run(text: str) -> None:
     assert told.index("Foundation model fine-tuned") < told.index("Student network trained")
     assert "29 of 29 steps" in told and "39 of 39 steps" in told
     assert "semi-supervised method mean_teacher" in told
-    assert "The last run finished." in told
+    assert "The last run finished." in told and "computed on CPU" in told
+    assert "patch 16 x 16 x 16: the file is small" in told
+    assert told.count(" steps ") == 2
 
 
 def test_scores_are_shown_with_what_is_undefined(study: Study) -> None:
