@@ -46,10 +46,16 @@ def _version(package: str) -> str | None:
 
 
 def _checkpoints() -> dict[str, str]:
-    from .foundation.download import CHECKPOINTS, checkpoint_folder, is_downloaded
+    from .foundation.download import CHECKPOINTS, checkpoint_folder, is_downloaded, is_whole
 
     folder = checkpoint_folder()
-    return {name: f"whole, in {folder}" if is_downloaded(name) else "not downloaded" for name in CHECKPOINTS}
+    found = {}
+    for name in CHECKPOINTS:
+        there = is_downloaded(name)
+        found[name] = (
+            "not downloaded" if not there else f"{'whole' if is_whole(name) else 'damaged'}, in {folder}"
+        )
+    return found
 
 
 def _devices() -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InputError
-from ..foundation.checkpoints import build_foundation
+from ..foundation.checkpoints import RANDOM, build_foundation
 from ..foundation.sam import ClasswiseSAM
 from ..foundation.store import load_tuned, save_tuned
 from ..foundation.tuning import apply_tuning
@@ -80,8 +80,7 @@ class FineTuner:
             trained, lr=RATES[tuning], betas=(0.9, 0.999), weight_decay=WEIGHT_DECAY
         )
         self.optimisation = Optimisation(context.device, self.model, optimizer)
-        random = model.spec.name == "tiny" and settings.foundation == "tiny"
-        self.rate = RANDOM_RATE if random and tuning == "full" else RATES[tuning]
+        self.rate = RANDOM_RATE if settings.foundation in RANDOM and tuning == "full" else RATES[tuning]
         self.lean = False
         self.pool: list[tuple[Tensor, Tensor, Tensor]] = []
         self.stack = ExitStack()
@@ -201,6 +200,7 @@ def finetune(context: StageContext) -> dict[str, Any]:
     if lineage.is_done():
         context.emit("skipped", message="The foundation is already tuned on these labels.")
         return {"skipped": True}
+    _say_what_to_expect(context, lineage)
     tuner = prepare(context, lineage)
     identity = lineage.training_identity()
     checkpoints = Checkpoints(context.study.runs_dir, context.run_dir, STAGE, identity)
@@ -218,6 +218,28 @@ def finetune(context: StageContext) -> dict[str, Any]:
     context.device.accelerator.wait_for_everyone()
     context.emit("finished_stage", path=str(lineage.folder.relative_to(context.study.root)))
     return {"skipped": False, "iterations": tuner.total, "continued_at": begin}
+
+
+def _say_what_to_expect(context: StageContext, lineage: Lineage) -> None:
+    foundation = context.settings.foundation
+    if foundation in RANDOM:
+        context.warn(
+            f"The foundation '{foundation}' starts from random numbers: it is for trying things out.",
+            code="random_foundation",
+            hint="For real work choose vit_b ('sfr download vit_b') or a checkpoint file of your own.",
+        )
+        if lineage.tuning != "full":
+            context.warn(
+                "Most of its random weights stay as they are with this tuning, so it will learn little.",
+                code="frozen_random",
+                hint="Leave the tuning open, and every weight is trained.",
+            )
+    elif lineage.tuning == "decoder" and context.settings.tuning is None:
+        context.warn(
+            "Without a GPU only the decoder of the foundation is tuned; the paper tunes it with LoRA.",
+            code="decoder_only",
+            hint="Use a computer with a GPU, or ask for --tuning lora.",
+        )
 
 
 def prepare(context: StageContext, lineage: Lineage) -> FineTuner:

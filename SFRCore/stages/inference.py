@@ -26,10 +26,10 @@ Probabilities = Callable[[Tensor], Tensor]
 
 def network_probabilities(network: torch.nn.Module, device: Device) -> Probabilities:
     """Softmax of a 3D student, in the device's precision."""
+    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def probabilities(crops: Tensor) -> Tensor:
-        if device.is_gpu or device.precision == "bf16":
-            crops = crops.to(memory_format=torch.channels_last_3d)
+        crops = crops.contiguous(memory_format=torch.channels_last_3d)
         with device.autocast():
             logits = network(crops)
         return logits.float().softmax(1)

@@ -145,8 +145,9 @@ def uses_pseudo_labels(context: StageContext) -> bool:
 def default_tuning(context: StageContext) -> str:
     """LoRA as in the paper; every weight of a ``tiny``; the decoder alone where no GPU would bear LoRA."""
     from ..foundation.choice import foundation_spec
+    from ..foundation.spec import SPECS
 
-    if foundation_spec(context.settings.foundation).name == "tiny":
+    if foundation_spec(context.settings.foundation).dim < SPECS["vit_b"].dim:
         return "full"
     return "lora" if context.device.is_gpu else "decoder"
 

@@ -31,7 +31,7 @@ from ..ssl.contract import (
     progress_at,
     pseudo_label_loss,
 )
-from ..students import fast_stride, load_student, make_student, save_student
+from ..students import Student, fast_stride, load_student, make_student, save_student
 from ..students.sliding_window import sliding_window
 from ..volumes import CachedVolume
 from .context import StageContext
@@ -93,7 +93,7 @@ class Retrainer:
         assert self.ahead is not None and self.optimisation is not None
         device = self.context.device
         seed_step(self.context.settings.seed, STAGE_SEED, k, device.rank)
-        batch = self.ahead.get(k).to(device.torch_device)
+        batch = _channels_last(self.ahead.get(k).to(device.torch_device))
         guided = progress.phase.pseudo_labels != "none"
         if progress.phase.pseudo_labels == "foundation" and self.online is not None:
             with torch.no_grad():
@@ -137,7 +137,7 @@ class Retrainer:
         self.lean = True
         changed = False
         for module in self.method.modules():
-            if hasattr(module, "set_checkpointing"):
+            if isinstance(module, Student):
                 module.set_checkpointing(True)
                 changed = True
         return changed
@@ -162,7 +162,7 @@ class Retrainer:
             self.method.student.load_state_dict(dict(self.parent_weights))
         self.phase = phase
         device = self.context.device
-        self.method.to(device.torch_device).train()
+        self.method.to(device.torch_device, memory_format=torch.channels_last_3d).train()  # type: ignore[call-overload]
         groups = self.method.parameter_groups(phase)
         optimizer = torch.optim.SGD(groups, lr=phase.base_rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
         self.optimisation = Optimisation(device, self.method, optimizer)
@@ -224,6 +224,16 @@ class Retrainer:
                 "progress", step=index + 1, total=len(self.unlabeled), doing="pseudo-labels of the round"
             )
         return predicted
+
+
+def _channels_last(batch: Batch) -> Batch:
+    """Images with the channel innermost in memory: convolutions are faster so, on CPUs and GPUs."""
+    layout = torch.channels_last_3d
+    return replace(
+        batch,
+        labeled_images=batch.labeled_images.contiguous(memory_format=layout),
+        unlabeled_images=batch.unlabeled_images.contiguous(memory_format=layout),
+    )
 
 
 def make_method(context: StageContext, guided: bool) -> Method:

@@ -8,7 +8,8 @@ DIR holds ``images``, ``labels`` and ``train.list`` of the Decathlon's Task04. I
 the first 4 cases are labeled, the next 60 unlabeled, the last 40 are for testing; 100 others, with
 anterior and posterior taken as one, tune the ``tiny`` that stands in for a pretrained foundation. Settings
 are chosen with ``--validate``, which scores the unlabeled cases instead of the test cases. Every finished
-run is kept and skipped when started again; the table is printed and written to ``table.md``.
+run is kept and skipped when started again; the table is printed, and kept with every run's numbers in
+``--measured``.
 """
 
 from __future__ import annotations
@@ -55,8 +56,9 @@ def main() -> None:
     arguments = _arguments()
     output: Path = arguments.output
     output.mkdir(parents=True, exist_ok=True)
+    arguments.measured.mkdir(parents=True, exist_ok=True)
     split = make_split(arguments.data)
-    wanted = [arm for arm in ARMS if arm.key in arguments.arms]
+    wanted = [arm for key in arguments.arms for arm in ARMS if arm.key == key]
     checkpoint = output / "tiny-hippocampus.pth"
     if any(arm.foundation == "TUNED" for arm in wanted) and not checkpoint.is_file():
         tune_foundation(arguments, split["others"], checkpoint)
@@ -108,7 +110,7 @@ def tune_foundation(arguments: argparse.Namespace, names: list[str], checkpoint:
     print(f"tuning the stand-in foundation on {len(names)} other cases", flush=True)
     measured = sfr("finetune", folder, f"--iterations-finetune={arguments.foundation_iterations}", "--seed=7")
     save_foundation_checkpoint(load_tuned(folder / "models" / "foundation"), checkpoint)
-    (arguments.output / "foundation.json").write_text(json.dumps(measured), encoding="utf-8")
+    (arguments.measured / "foundation.json").write_text(json.dumps(measured), encoding="utf-8")
 
 
 def run_arm(
@@ -118,7 +120,7 @@ def run_arm(
     from SFRCore import Study
 
     folder = arguments.output / f"{arm.key}-{seed}"
-    done = folder / "result.json"
+    done = arguments.measured / f"{arm.key}-{seed}.json"
     if done.is_file():
         return
     if not (folder / "study.json").is_file():
@@ -200,7 +202,7 @@ def print_table(arguments: argparse.Namespace, arms: list[Arm]) -> None:
     ]
     for arm in arms:
         results = [
-            json.loads(path.read_text()) for path in sorted(arguments.output.glob(f"{arm.key}-*/result.json"))
+            json.loads(path.read_text()) for path in sorted(arguments.measured.glob(f"{arm.key}-*.json"))
         ]
         if not results:
             continue
@@ -223,7 +225,7 @@ def print_table(arguments: argparse.Namespace, arms: list[Arm]) -> None:
             + f" | {', '.join(minutes)} | {peak:.1f} |"
         )
     text = "\n".join(lines) + "\n"
-    (arguments.output / "table.md").write_text(text, encoding="utf-8")
+    (arguments.measured / "table.md").write_text(text, encoding="utf-8")
     print(text)
 
 
@@ -233,6 +235,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "hippocampus")
+    parser.add_argument(
+        "--measured", type=Path, default=ROOT / "Testing" / "Benchmarks" / "measured" / "hippocampus"
+    )
     parser.add_argument("--iterations", type=int, default=500)
     parser.add_argument("--foundation-iterations", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=3)

@@ -1,0 +1,303 @@
+"""The whole recipe on small volumes: what runs, what is skipped, what is continued, what it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from safetensors.torch import load_file
+
+from SFRCore import api
+from SFRCore.errors import Cancelled, InputError
+from SFRCore.runtime import loop
+from SFRCore.runtime.events import read_events
+from SFRCore.stages.lineage import shortened
+from SFRCore.study import Study
+
+SETTINGS: dict[str, Any] = {
+    "patch": (16, 16, 16),
+    "iterations_finetune": 4,
+    "iterations_retrain": 6,
+    "device": "cpu",
+    "seed": 3,
+}
+STUDENT = "models/sfr-mean_teacher/student.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_study(root: Path, cohort: tuple[Path, Path], *, labeled: int = 2, test: int = 1) -> Study:
+    images, labels = (sorted(folder.iterdir()) for folder in cohort)
+    study = Study.create(root, structures={1: "Front", 2: "Back"})
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        if index < labeled:
+            study.add(image, label=label)
+        else:
+            study.add(image, reference=label, role="test" if index >= len(images) - test else "unlabeled")
+    return study
+
+
+def run(study: Study, **changes: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    events: list[dict[str, Any]] = []
+    return api.run(study, on_event=events.append, **(SETTINGS | changes)), events
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, cohort: tuple[Path, Path]) -> Study:
+    """One study after one whole run; read only."""
+    torch.set_num_threads(1)
+    study = make_study(tmp_path_factory.mktemp("finished") / "study", cohort)
+    run(study)
+    return study
+
+
+def test_a_run_leaves_everything_that_was_promised(finished: Study) -> None:
+    for name in (
+        "models/foundation/foundation.safetensors",
+        "models/foundation/foundation.json",
+        STUDENT,
+        "models/sfr-mean_teacher/student.json",
+        "confidence/confidence.csv",
+        "predictions/confidence.csv",
+    ):
+        assert (finished.root / name).is_file(), name
+    for case in finished.unlabeled_cases():
+        image = sitk.ReadImage(str(finished.image_path(case.id)))
+        for path in (
+            f"pseudo_labels/{case.id}.nrrd",
+            f"confidence/{case.id}.nrrd",
+            f"predictions/{case.id}.nrrd",
+            f"predictions/confidence/{case.id}.nrrd",
+        ):
+            made = sitk.ReadImage(str(finished.root / path))
+            assert made.GetSize() == image.GetSize()
+            # NRRD stores spacing times direction: their product loses the last bit.
+            for name in ("GetOrigin", "GetDirection", "GetSpacing"):
+                assert getattr(made, name)() == pytest.approx(getattr(image, name)(), rel=1e-12, abs=1e-12)
+    test = finished.test_cases()[0].id
+    assert (finished.root / f"predictions/{test}.nrrd").is_file()
+    assert not (finished.root / f"pseudo_labels/{test}.nrrd").exists(), "test cases are not pseudo-labeled"
+
+
+def test_checkpoints_go_when_the_model_is_there(finished: Study) -> None:
+    assert not list(finished.runs_dir.glob("*/checkpoints/*.pt"))
+
+
+def test_numbers_of_a_result_are_consistent(finished: Study) -> None:
+    for case in finished.unlabeled_cases():
+        result = finished.result(case.id, "prediction")
+        assert result is not None
+        confidence = sitk.GetArrayFromImage(sitk.ReadImage(str(result.confidence_path))) / 255
+        assert result.mean_confidence == pytest.approx(confidence.mean(), abs=2e-3)
+        assert 1 / 3 <= result.mean_confidence <= 1
+        assert result.expected_dice == pytest.approx(min(result.expected_dice_by_structure.values()))
+        label = sitk.GetArrayFromImage(sitk.ReadImage(str(result.label_path)))
+        voxel = np.prod(sitk.ReadImage(str(result.label_path)).GetSpacing()) / 1000
+        for value in (1, 2):
+            assert result.volume_ml[str(value)] == pytest.approx((label == value).sum() * voxel)
+        assert len(result.slices) == label.shape[0]
+        doubts = {one["index"]: one["doubt"] for one in result.slices}
+        assert doubts[result.doubtful_slice] == max(doubts.values())
+
+
+def test_events_tell_stages_progress_and_cases(finished: Study) -> None:
+    runs = sorted(finished.runs_dir.iterdir())
+    events = read_events(runs[0] / "events.jsonl")
+    kinds = [event["event"] for event in events]
+    assert kinds[-1] == "finished"
+    stages = [event["stage"] for event in events if event["event"] == "finished_stage"]
+    assert stages == ["finetune", "pseudolabel", "retrain", "predict"]
+    assert {
+        event["id"] for event in events if event["event"] == "case" and event["stage"] == "pseudolabel"
+    } == {case.id for case in finished.unlabeled_cases()}
+    curve = [event for event in events if event["event"] == "progress" and "loss" in event]
+    assert all(np.isfinite(event["loss"]) for event in curve)
+
+
+def test_evaluation_scores_what_training_never_saw(finished: Study) -> None:
+    scores = api.evaluate(finished)
+    assert list(scores["cases"]) == [case.id for case in finished.test_cases()]
+    assert 0 <= scores["mean_dice"] <= 1
+    assert set(scores["structures"]) == {"Front", "Back"}
+    with pytest.raises(InputError, match="does not name cases"):
+        api.evaluate(finished, cases="some")
+
+
+def test_running_again_does_nothing(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
+    study = make_study(tmp_path / "study", cohort)
+    run(study)
+    before = (study.root / STUDENT).read_bytes()
+    done, events = run(study)
+    assert all(stage["skipped"] for stage in done["stages"].values())
+    assert (study.root / STUDENT).read_bytes() == before
+    assert [event["stage"] for event in events if event["event"] == "skipped"] == list(done["stages"])
+
+    # A corrected case joins the labeled ones and is continued from, with a fifth of the iterations.
+    case = study.unlabeled_cases()[0]
+    corrected = sitk.ReadImage(str(study.reference_path(case.id)))
+    study.save_draft(case.id, corrected)
+    study.accept_corrected(case.id)
+    done, _ = run(study)
+    assert done["stages"]["finetune"]["iterations"] == shortened(4)
+    assert done["stages"]["retrain"]["iterations"] == shortened(6)
+    assert (study.root / STUDENT).read_bytes() != before
+    assert case.id not in [item.id for item in study.review_queue()]
+
+    # A changed setting starts anew.
+    done, _ = run(study, iterations_retrain=5)
+    assert done["stages"]["finetune"]["skipped"]
+    assert done["stages"]["retrain"]["iterations"] == 5
+
+
+def test_a_rejected_pseudo_label_stays_out_of_training(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
+    study = make_study(tmp_path / "study", cohort)
+    run(study)
+    rejected = study.unlabeled_cases()[0].id
+    study.reject(rejected)
+    _, events = run(study)
+    started = [event for event in events if event["event"] == "started" and event["stage"] == "retrain"]
+    assert started[0]["unlabeled"] == len(study.unlabeled_cases()) - 1
+
+
+class StopAt:
+    """Stops a stage at a step, as a cancel would."""
+
+    def __init__(self, stage: str, step: int) -> None:
+        self.stage, self.step = stage, step
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        at = (event["event"], event["stage"], event.get("step"))
+        if at == ("progress", self.stage, self.step) and "loss" in event:
+            raise Cancelled("stopped by the test")
+
+
+@pytest.mark.parametrize(("stage", "step"), [("finetune", 2), ("retrain", 3)])
+def test_cut_off_anywhere_and_continued_is_bit_identical(
+    tmp_path: Path,
+    finished: Study,
+    cohort: tuple[Path, Path],
+    stage: str,
+    step: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loop, "EVENT_SECONDS", 0.0)
+    study = make_study(tmp_path / "study", cohort)
+    with pytest.raises(Cancelled):
+        api.run(study, on_event=StopAt(stage, step), **SETTINGS)
+    done, _ = run(study)
+    assert done["stages"][stage]["continued_at"] == step
+    whole, cut = (load_file(folder / STUDENT) for folder in (finished.root, study.root))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_online_pseudo_labels_and_self_training(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
+    study = make_study(tmp_path / "study", cohort)
+    done, events = run(study, pseudo_labels="online")
+    assert done["stages"]["retrain"]["iterations"] == 6
+    assert any("pseudo_label" in event for event in events if event["event"] == "progress")
+    done, events = run(study, ssl="self_training")
+    assert done["stages"]["finetune"]["skipped"] and not done["stages"]["retrain"]["skipped"]
+    rounds = [event for event in events if event.get("doing") == "pseudo-labels of the round"]
+    assert len(rounds) == 2 * len(study.unlabeled_cases()), "rounds two and three label anew"
+
+
+@pytest.mark.parametrize("ssl", ["supervised", "mean_teacher"])
+def test_the_baseline_needs_no_foundation(tmp_path: Path, cohort: tuple[Path, Path], ssl: str) -> None:
+    study = make_study(tmp_path / "study", cohort)
+    done, _ = run(study, recipe="baseline", ssl=ssl)
+    assert set(done["stages"]) == {"retrain", "predict"}
+    assert not (study.root / "models" / "foundation").exists()
+    assert (study.root / "models" / f"baseline-{ssl}" / "student.safetensors").is_file()
+
+
+@pytest.mark.parametrize("tuning", ["lora", "decoder"])
+def test_other_tunings_of_a_checkpoint_file(tmp_path: Path, cohort: tuple[Path, Path], tuning: str) -> None:
+    from SFRCore.foundation.checkpoints import build_foundation, save_foundation_checkpoint
+
+    file = tmp_path / "mine.pth"
+    save_foundation_checkpoint(build_foundation("tiny", classes=2, seed=1), file)
+    study = make_study(tmp_path / "study", cohort)
+    api.run_stage(study, "finetune", **(SETTINGS | {"foundation": str(file), "tuning": tuning}))
+    done = api.run_stage(study, "pseudolabel", **(SETTINGS | {"foundation": str(file), "tuning": tuning}))
+    assert done["stages"]["pseudolabel"]["cases"] == len(study.unlabeled_cases())
+
+
+def test_predicting_a_single_file_equals_the_studys_prediction(tmp_path: Path, finished: Study) -> None:
+    case = finished.test_cases()[0]
+    output = tmp_path / "out.nii.gz"
+    numbers = api.predict_file(
+        finished.root / "models" / "sfr-mean_teacher", finished.image_path(case.id), output, device="cpu"
+    )
+    result = finished.result(case.id, "prediction")
+    assert result is not None
+    ours, studys = (sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in (output, result.label_path))
+    assert np.array_equal(ours, studys)
+    assert numbers["expected_dice"] == pytest.approx(result.expected_dice)
+
+
+def test_label_values_4_and_9_come_back_as_4_and_9(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
+    images, labels = (sorted(folder.iterdir()) for folder in cohort)
+    study = Study.create(tmp_path / "study", structures={4: "Front", 9: "Back"})
+    for index, (image, label) in enumerate(zip(images[:3], labels[:3], strict=True)):
+        values = sitk.ReadImage(str(label))
+        renamed = sitk.Cast(values == 1, sitk.sitkUInt8) * 4 + sitk.Cast(values == 2, sitk.sitkUInt8) * 9
+        study.add(image, label=renamed) if index < 2 else study.add(
+            image, reference=renamed, role="unlabeled"
+        )
+    run(study, iterations_retrain=40, recipe="baseline", ssl="supervised")
+    predicted = sitk.GetArrayFromImage(
+        sitk.ReadImage(str(study.root / "predictions" / f"{images[2].stem}.nrrd"))
+    )
+    assert set(np.unique(predicted)) <= {0, 4, 9}
+    assert predicted.any()
+
+
+def test_estimate_measures_every_stage_that_is_not_done(
+    tmp_path: Path, finished: Study, cohort: tuple[Path, Path]
+) -> None:
+    found = api.estimate(make_study(tmp_path / "study", cohort), **SETTINGS)
+    assert set(found["per_stage"]) == {"finetune", "pseudolabel", "retrain", "predict"}
+    assert all(seconds > 0 for seconds in found["per_stage"].values())
+    assert found["seconds"] == pytest.approx(sum(found["per_stage"].values()), rel=0.01)
+    assert api.estimate(finished, **SETTINGS)["seconds"] == 0
+
+
+def test_a_run_of_days_asks_first(
+    tmp_path: Path, cohort: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from SFRCore.stages import estimate
+
+    monkeypatch.setattr(estimate, "LONG_SECONDS", 0.001)
+    monkeypatch.setattr(api, "WORTH_ESTIMATING", 1)
+    study = make_study(tmp_path / "study", cohort)
+    with pytest.raises(InputError, match="would take about") as caught:
+        run(study)
+    assert caught.value.code == "long_run"
+    assert "GPU" in caught.value.hint
+    assert not (study.root / "models" / "foundation").exists()
+
+
+def test_what_is_missing_is_said_with_the_next_step(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
+    study = make_study(tmp_path / "study", cohort, labeled=0)
+    with pytest.raises(InputError, match="No labeled case") as caught:
+        run(study)
+    assert caught.value.hint
+    with pytest.raises(InputError, match="no student|No student"):
+        api.run_stage(study, "predict", **SETTINGS)
+    with pytest.raises(InputError, match="not tuned yet"):
+        api.run_stage(study, "pseudolabel", **SETTINGS)
+    with pytest.raises(InputError, match="neither a known name nor a file"):
+        run(study, foundation="vit_x")
+    with pytest.raises(InputError, match="no recipe 'sfrr'"):
+        run(study, recipe="sfrr")

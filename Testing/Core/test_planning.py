@@ -1,0 +1,130 @@
+"""What is chosen for a study, and the numbers of the presets."""
+
+from __future__ import annotations
+
+import pytest
+
+from SFRCore.errors import InputError
+from SFRCore.planning import CaseShape, Plan, make_plan
+from SFRCore.presets import PRESETS, get_preset
+from SFRCore.settings import Settings
+from SFRCore.volumes import Normalisation
+
+GIGABYTE = 1 << 30
+
+
+def planned(preset: str, cases: list[CaseShape], **changes: object) -> Plan:
+    arguments: dict = {
+        "stack_axis": 2,
+        "values": [1, 2],
+        "names": ["Anterior", "Posterior"],
+        "canvas_limit": 1024,
+        "canvas_multiple": 16,
+        "memory": 16 * GIGABYTE,
+        "gpu": True,
+    }
+    settings = changes.pop("settings", Settings())
+    return make_plan(settings, preset, cases, **(arguments | changes))  # type: ignore[arg-type]
+
+
+def volumes(*shapes: tuple[int, int, int], least: float = 0.0, zero: float = 0.0) -> list[CaseShape]:
+    return [CaseShape(shape, (1.0, 1.0, 1.0), least, zero) for shape in shapes]
+
+
+@pytest.mark.parametrize(
+    ("preset", "patch", "stride", "iterations", "ramp"),
+    [
+        ("left_atrium", (112, 112, 80), (18, 18, 4), 6000, (0.1, 40, 150)),
+        ("brats", (96, 96, 96), (64, 64, 64), 6000, (0.1, 40, 150)),
+        ("btcv", (96, 96, 96), (12, 12, 12), 70000, (0.1, 200, 350)),
+        ("mact", (96, 96, 96), (12, 12, 12), 30000, (0.2, 40, 300)),
+    ],
+)
+def test_presets_have_the_papers_numbers(preset, patch, stride, iterations, ramp) -> None:
+    plan = planned(preset, volumes((180, 140, 88)))
+    assert (plan.patch, plan.reference_stride, plan.iterations_retrain, plan.ramp) == (
+        patch,
+        stride,
+        iterations,
+        ramp,
+    )
+    assert (plan.canvas, plan.zoom) == (1024, 1)
+
+
+def test_auto_patch_holds_the_95th_percentile_in_steps_of_16() -> None:
+    plan = planned("auto", volumes(*[(35, 50, 36)] * 39, (300, 300, 300)))
+    assert plan.patch == (48, 64, 48)
+    assert any("95 %" in reason for reason in plan.reasons)
+
+
+def test_auto_patch_is_capped_by_memory_and_says_so() -> None:
+    plan = planned("auto", volumes((300, 300, 300)), memory=4 * GIGABYTE)
+    assert plan.patch[0] * plan.patch[1] * plan.patch[2] * 4 * 2400 <= 0.6 * 4 * GIGABYTE
+    assert any("memory" in reason for reason in plan.reasons)
+
+
+def test_auto_without_a_gpu_stays_bearable() -> None:
+    plan = planned("auto", volumes((300, 300, 300)), gpu=False)
+    assert plan.patch == (64, 64, 64)
+    assert plan.iterations_retrain == 1000
+
+
+def test_auto_recognises_ct_by_its_least_value() -> None:
+    assert planned("auto", volumes((64, 64, 64), least=-1024)).preprocessing.normalisation.kind == "ct_window"
+    fitted = Normalisation("ct_percentile", low=-50.0, high=200.0, mean=90.0, std=40.0)
+    assert (
+        planned("auto", volumes((64, 64, 64), least=-1024), ct=fitted).preprocessing.normalisation == fitted
+    )
+    assert planned("auto", volumes((64, 64, 64))).preprocessing.normalisation.kind == "zscore"
+    assert (
+        planned("auto", volumes((64, 64, 64), zero=0.7)).preprocessing.normalisation.kind == "zscore_nonzero"
+    )
+
+
+def test_sides_of_the_body_are_not_mirrored() -> None:
+    assert planned("auto", volumes((64, 64, 64))).flip_axes == (0,)
+    assert planned("auto", volumes((64, 64, 64)), names=["Left kidney", "Right kidney"]).flip_axes == ()
+    assert planned("auto", volumes((64, 64, 64)), names=list("abcd"), values=[1, 2, 3, 4]).flip_axes == ()
+
+
+def test_left_and_right_are_found_under_any_stacking_axis() -> None:
+    assert planned("hippocampus", volumes((35, 50, 36)), stack_axis=0).flip_axes == (2,)
+    assert planned("hippocampus", volumes((35, 50, 36)), stack_axis=1).flip_axes == (0,)
+
+
+def test_uniform_interpolates_thin_stacks_to_96_slices() -> None:
+    thin = [CaseShape((200, 200, 30), (0.8, 0.8, 5.0))]
+    plan = planned("uniform", thin)
+    assert plan.preprocessing.spacing is not None
+    assert 30 * 5.0 / plan.preprocessing.spacing[2] == pytest.approx(96)
+    assert planned("uniform", volumes((200, 200, 120))).preprocessing.spacing is None
+
+
+def test_small_patches_are_enlarged_on_a_large_canvas() -> None:
+    plan = planned("hippocampus", volumes((35, 50, 36)))
+    assert plan.zoom == 4
+    assert plan.canvas <= 1024
+
+
+def test_a_plan_survives_its_own_words() -> None:
+    plan = planned("mact", volumes((180, 140, 88)))
+    again = Plan.from_dict(__import__("json").loads(__import__("json").dumps(plan.to_dict())))
+    assert again == plan
+    assert again.digest() == plan.digest()
+
+
+def test_what_cannot_be_planned_is_refused_in_a_sentence() -> None:
+    with pytest.raises(InputError, match="multiple of 16|does not fit"):
+        planned("auto", volumes((64, 64, 64)), settings=Settings(patch=(40, 48, 48)))
+    with pytest.raises(InputError, match="No volume"):
+        planned("auto", [])
+    with pytest.raises(InputError, match="no preset 'heart'"):
+        get_preset("heart")
+    with pytest.raises(InputError, match="at least 1"):
+        Settings(iterations_retrain=0)
+    with pytest.raises(InputError, match="not a setting"):
+        Settings.of(iteration=3)
+
+
+def test_every_preset_says_what_it_is_for() -> None:
+    assert all(preset.summary and preset.name == name for name, preset in PRESETS.items())
