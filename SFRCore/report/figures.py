@@ -85,11 +85,12 @@ def curve_picture(
             x, running_median(y), color=color, linewidth=1.7, label=name, marker="o" if len(x) == 1 else ""
         )
     axes.set_xlim(0, max(float(steps.max(initial=1.0)), total or 0.0))
-    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(0.0, low), high + 0.05 * (high - low))
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     if len(series) > 1:
-        axes.legend(frameon=False, fontsize=8, ncols=2)
+        axes.legend(frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(-0.02, 1.0))
     _quiet(axes)
     return data_uri(figure, greys=16)
 

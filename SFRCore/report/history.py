@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from SFRCore.errors import InputError
+from SFRCore.report.markup import moment
 from SFRCore.runtime.events import read_events
 from SFRCore.runtime.files import read_json
 from SFRCore.runtime.runs import RunFolder, run_folders
@@ -102,7 +103,8 @@ def read_history(study_root: Path, run: str | None = None, *, known_paths: Itera
         _follow(stages, events, record.state)
         for event in events:
             if event.get("event") == "warning" and event.get("message"):
-                warnings[without_paths(str(event["message"]), known)] = None
+                said = f"{event['message']} {event.get('hint') or ''}".strip()
+                warnings[without_paths(said, known)] = None
     worked = (stage for stage in stages.values() if stage.points or stage.cases)
     ordered = sorted(worked, key=lambda stage: stage.started)
     return History([record for record, _ in records], ordered, list(warnings))
@@ -134,6 +136,8 @@ def readable_rows(content: Mapping[str, Any], prefix: str = "") -> Iterable[tupl
             yield name, ", ".join(n for n in names if n) or f"{len(value)} entries"
         elif isinstance(value, list | tuple):
             yield name, ", ".join(readable(item) for item in value)
+        elif key == "time" and _is_number(value):
+            yield name, moment(value)
         else:
             yield name, readable(value)
 

@@ -90,6 +90,12 @@ def _head(name: str, rows: list[CaseRow], scores: Mapping[str, Mapping[str, Any]
             lead += "No case stands out as doubtful; they still wait to be looked at."
         else:
             lead += "Every one that has to be looked at has been looked at."
+        missed = sum(row.expected_dice == 0 for row in done)
+        if 2 * missed > len(done):
+            lead += (
+                f" In {missed} of them a structure was not found: train for longer, or label more cases, "
+                "before correcting these."
+            )
     tiles = [(str(labeled), "labeled by hand or accepted"), (f"{len(done)} of {len(wanted)}", "segmented")]
     tiles.append((str(waiting), "waiting for review"))
     expected = [row.expected_dice for row in done if math.isfinite(row.expected_dice)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from SFRCore.report.cases import SOURCES, CaseRow, number
 from SFRCore.report.figures import curve_picture, histogram_picture
-from SFRCore.report.history import History, StageRecord, readable
+from SFRCore.report.history import History, RunRecord, StageRecord, readable
 from SFRCore.report.markup import count, duration, fixed, moment, picture, table
 from SFRCore.study import Study
 
@@ -37,6 +37,10 @@ ENDED = {
     "queued": "has not begun yet",
     "died": "stopped without a word: it was killed, or memory ran out",
 }
+STAND_IN = (
+    "A small stand-in for a foundation model, begun from random numbers and meant for trying things out, was "
+    "shown the labeled cases, their slices laid side by side."
+)
 CHOICES = {
     "recipe": "recipe",
     "ssl": "semi-supervised method",
@@ -61,10 +65,12 @@ def what_was_run(study: Study, history: History) -> str:
     items = []
     for stage in history.stages:
         title, words = STAGES.get(stage.stage, (stage.stage.replace("_", " ").capitalize(), ""))
+        if stage.stage == "finetune" and history.runs[-1].settings.get("foundation") == "tiny":
+            words = STAND_IN
         progress = f'<span class="soft">{_progress(stage)}</span>'
         items.append(f"<li><b>{escape(title)}</b> {progress}<br>{words}</li>")
     last = history.runs[-1]
-    settings = ((words, last.settings.get(key)) for key, words in CHOICES.items())
+    settings = ((words, chosen_or_planned(last, key)) for key, words in CHOICES.items())
     chosen = [f"{words} {escape(readable(value))}" for words, value in settings if value is not None]
     if last.plan.get("device"):
         chosen.append(f"computed on {escape(readable(last.plan['device']))}")
@@ -83,6 +89,12 @@ def what_was_run(study: Study, history: History) -> str:
     )
 
 
+def chosen_or_planned(run: RunRecord, key: str) -> Any:
+    """A setting of a run; where it was left open, what the program chose."""
+    value = run.settings.get(key)
+    return run.plan.get(key) if value is None else value
+
+
 def curves(history: History) -> str:
     """The loss of each stage that trains."""
     boxes = []
@@ -90,7 +102,8 @@ def curves(history: History) -> str:
         steps, series = stage.curves()
         if len(steps):
             title = STAGES.get(stage.stage, (stage.stage, ""))[0]
-            uri = curve_picture(steps, series, total=float(stage.total))
+            named = {name.replace("_", " "): values for name, values in series.items()}
+            uri = curve_picture(steps, named, total=float(stage.total))
             image = picture(uri, f"Loss of {stage.stage}")
             boxes.append(f'<div class="box"><h3>{escape(title)}</h3>{image}</div>')
     if not boxes:

@@ -24,6 +24,7 @@ from SFRCore.errors import InputError
 from SFRCore.report import figures, write_report
 from SFRCore.report.figures import curve_picture, doubt_picture, outline_picture, slice_size
 from SFRCore.report.history import read_history, readable_rows, without_paths
+from SFRCore.report.markup import moment
 from SFRCore.report.slices import SOFT_TISSUE, choose_view
 from SFRCore.study import Study
 
@@ -332,7 +333,7 @@ def test_settings_are_shown_without_machines_and_folders() -> None:
                 "seed": 7,
                 "fast": True,
                 "none": None,
-                "made_by": {"source": "/home/doe/vit_b.pth", "rate": 0.01},
+                "made_by": {"source": "/home/doe/vit_b.pth", "rate": 0.01, "time": 1.7e9},
                 "structures": [{"value": 1, "name": "Liver"}],
                 "patch": [96, 96, 96],
             }
@@ -343,6 +344,7 @@ def test_settings_are_shown_without_machines_and_folders() -> None:
         "fast": "yes",
         "made by / source": "vit_b.pth",
         "made by / rate": "0.01",
+        "made by / time": moment(1.7e9),
         "structures": "Liver",
         "patch": "96, 96, 96",
     }
@@ -407,7 +409,13 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, str]:
                 "patch": [16, 16, 16],
             },
             *progress("finetune", range(1, 30), 29, start=1000),
-            {"time": 1040, "stage": "retrain", "event": "warning", "message": "Memory ran out <once>."},
+            {
+                "time": 1040,
+                "stage": "retrain",
+                "event": "warning",
+                "message": "Memory ran out <once>.",
+                "hint": "Wait.",
+            },
             *progress("retrain", range(1, 40), 39, start=1050),
             {"time": 1100, "stage": "predict", "event": "case", "id": "Muster A"},
             {"time": 1101, "stage": "predict", "event": "finished"},
@@ -509,7 +517,7 @@ def test_nothing_private_reaches_the_page(written: tuple[Study, str], html: str,
 
 def test_names_cannot_break_the_page(html: str, text: str) -> None:
     assert "<atrium>" not in html and "<once>" not in html
-    assert "Left <atrium>" in text and "Memory ran out <once>." in text
+    assert "Left <atrium>" in text and "Memory ran out <once>. Wait." in text
 
 
 def test_the_page_tells_what_was_run(text: str) -> None:
@@ -550,6 +558,28 @@ def test_scores_are_shown_with_what_is_undefined(study: Study) -> None:
     assert "Surface distance (mm)" in text and "1.25" in text and "–" in text
     assert "1 distance is left out of the means" in text
     assert "Measured Dice" in text and "0.720" in text
+
+
+def test_mostly_missing_structures_are_said_in_the_headline(study: Study) -> None:
+    for case in ("Muster A", "Muster B"):
+        result = study.result(case, "prediction")
+        assert result is not None
+        found = {"1": 0.9, "7": 0.0}
+        label, confidence = (sitk.ReadImage(str(p)) for p in (result.label_path, result.confidence_path))
+        study.write_result(case, "prediction", label, confidence, numbers(found))
+    text = Page(write_report(study, pictures=0).read_text(encoding="utf-8")).text
+    assert "In 3 of them a structure was not found: train for longer" in text
+
+
+def test_a_random_stand_in_is_not_called_a_trained_model(study: Study, html: str) -> None:
+    job = study.runs_dir / "20250101-120000/job.json"
+    settings = json.loads(job.read_text())
+    settings["config"]["settings"] = {"foundation": "tiny", "preset": None, "seed": 0}
+    job.write_text(json.dumps(settings))
+    text = Page(write_report(study, pictures=0).read_text(encoding="utf-8")).text
+    assert "A small stand-in for a foundation model, begun from random numbers" in text
+    assert "(SAM)" not in text and "(SAM)" in Page(html).text
+    assert "random seed 0" in text
 
 
 def test_at_most_so_many_pictures_are_drawn(study: Study) -> None:
