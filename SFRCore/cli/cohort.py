@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from SFRCore.cli.display import Display
 from SFRCore.cli.options import split_ids
 from SFRCore.errors import InputError, SFRError
+from SFRCore.runtime.files import atomic_path, sweep_temporary
 from SFRCore.study import Case, Structure, Study
 from SFRCore.study.case import case_id_from, same_id_key
 from SFRCore.study.pairing import Pair, image_stem, pair_files
@@ -91,33 +93,48 @@ class Cohort:
         other_as_background: bool,
         resample: bool,
     ) -> Study:
-        """Create the study and add what can be used; raises InputError, leaving no study, if nothing can."""
-        existed = folder.exists()
-        study = Study.create(
-            folder, structures=structures, preset=preset, other_as_background=other_as_background
+        """Create the study and add what can be used; raises InputError, leaving no study, if nothing can.
+
+        A new folder appears when the study is complete: an init that is cut off leaves none, and can be given
+        again.
+        """
+        create = partial(
+            Study.create, structures=structures, preset=preset, other_as_background=other_as_background
         )
-        try:
-            if self.pairs:
-                self._add_pairs(study, resample)
-            else:
-                study.add_folder(self.images, on_problem=self.report)
-            if not study.cases:
-                raise InputError(
-                    f"None of the images in {self.images} can be used.",
-                    hint="The warnings say what is wrong with each.",
-                )
-            if self.labeled and not study.labeled_cases():
-                raise InputError(
-                    "None of the cases chosen as labeled has a label that can be used.",
-                    hint="The warnings say what is wrong with each.",
-                )
-        except BaseException:
-            if existed:
+        folder = Path(os.path.abspath(folder.expanduser()))
+        if os.path.lexists(folder) and not _is_empty_folder(folder):
+            study = create(folder)
+            try:
+                self._fill(study, resample)
+            except BaseException:
                 (study.root / "study.json").unlink(missing_ok=True)
-            else:
-                shutil.rmtree(study.root, ignore_errors=True)
-            raise
-        return study
+                raise
+            return study
+        sweep_temporary(folder.parent)
+        with atomic_path(folder) as building:
+            try:
+                self._fill(create(building), resample)
+            except SFRError as error:
+                error.message = error.message.replace(str(building), str(folder))
+                error.hint = error.hint.replace(str(building), str(folder))
+                raise
+        return Study.open(folder)
+
+    def _fill(self, study: Study, resample: bool) -> None:
+        if self.pairs:
+            self._add_pairs(study, resample)
+        else:
+            study.add_folder(self.images, on_problem=self.report)
+        if not study.cases:
+            raise InputError(
+                f"None of the images in {self.images} can be used.",
+                hint="The warnings say what is wrong with each.",
+            )
+        if self.labeled and not study.labeled_cases():
+            raise InputError(
+                "None of the cases chosen as labeled has a label that can be used.",
+                hint="The warnings say what is wrong with each.",
+            )
 
     def _add_pairs(self, study: Study, resample: bool) -> None:
         counted = self.wanted_labeled is not None
@@ -163,6 +180,10 @@ class Cohort:
             elif id not in found:
                 found.append(id)
         return found
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
 
 
 def add_paths(

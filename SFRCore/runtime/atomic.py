@@ -138,7 +138,7 @@ def _replace(source: Path, target: Path) -> None:
 def _temporary_name(target: Path) -> str:
     suffix = full_suffix(target)
     stem = target.name[: len(target.name) - len(suffix)][:24]
-    return f".{stem}.sfr-tmp-{os.getpid()}-{_HOST}n{next(_counter)}{suffix}"
+    return f".{stem}.sfr-tmp-{process_mark()}n{next(_counter)}{suffix}"
 
 
 @contextlib.contextmanager
@@ -218,14 +218,24 @@ def sweep_temporary(folder: Path | str, *, recursive: bool = False) -> list[Path
     return removed
 
 
+def process_mark() -> str:
+    """A name for this process, for files that ``left_behind`` is to know by it: its id and its host."""
+    return f"{os.getpid()}-{_HOST}"
+
+
+def left_behind(path: Path, pid: int, host: str) -> bool:
+    """Whether the process that made the file ``path`` is gone; one of another host is after a day."""
+    if host == _HOST:
+        return not process_alive(pid)
+    try:
+        return time.time() - path.lstat().st_mtime > _FOREIGN_AGE
+    except OSError:
+        return False
+
+
 def _abandoned(path: Path) -> bool:
     match = _TEMPORARY.match(path.name)
     if match is None or path.name in _in_use:
         return False
     pid, host = int(match[1]), match[2]
-    if host == _HOST:
-        return pid == os.getpid() or not process_alive(pid)
-    try:
-        return time.time() - path.lstat().st_mtime > _FOREIGN_AGE
-    except OSError:
-        return False
+    return (host == _HOST and pid == os.getpid()) or left_behind(path, pid, host)

@@ -16,6 +16,8 @@ from SFRCore.runtime.atomic import (
     free_space,
     full_suffix,
     is_disk_full,
+    left_behind,
+    process_mark,
     sweep_temporary,
 )
 from SFRCore.runtime.identity import file_identity, same_file_quick, unreadable
@@ -29,6 +31,8 @@ __all__ = [
     "full_suffix",
     "is_disk_full",
     "json_text",
+    "left_behind",
+    "process_mark",
     "read_json",
     "same_file_quick",
     "sweep_temporary",

@@ -82,6 +82,7 @@ class Worker:
                 lock = FileLock(self.study_root / ".job.lock", timeout=self.lock_timeout, purpose=purpose)
                 stack.enter_context(lock)
                 self._refuse_second_job()
+                self._free_reserves()
                 self.run_dir.mkdir(parents=True, exist_ok=True)
                 if (
                     "end" in self.folder.info()
@@ -131,6 +132,12 @@ class Worker:
                     hint="Wait until it is done, or cancel it, and try again.",
                     code="in_use",
                 )
+
+    def _free_reserves(self) -> None:
+        """Give back the room that killed workers had kept; under the lock no other job can run."""
+        for folder in run_folders(self.study_root):
+            with contextlib.suppress(OSError):
+                (folder.path / self._reserve.name).unlink(missing_ok=True)
 
     def _begin_record(self) -> None:
         self._pid = os.getpid()

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ..errors import InputError
 from ..planning import digest
 from ..runtime.files import file_identity, read_json
 from ..ssl import get_method
+from ..study.folder import FileStamp, file_stamp
 from .context import StageContext
 
 FOUNDATION_INFO = "foundation.json"
@@ -97,7 +99,8 @@ def foundation_lineage(context: StageContext) -> Lineage:
         "batch": plan.finetune_batch,
         "iterations": plan.iterations_finetune,
     }
-    return _lineage(foundation_folder(context), FOUNDATION_INFO, recipe, {"labels": labels(context)}, tuning)
+    data = {"labels": labels(context)}
+    return _lineage(context, foundation_folder(context), FOUNDATION_INFO, recipe, data, tuning)
 
 
 def student_lineage(context: StageContext) -> Lineage:
@@ -127,7 +130,7 @@ def student_lineage(context: StageContext) -> Lineage:
     if guided:
         data["foundation"] = foundation_lineage(context).model_identity()
         data["rejected"] = [case.id for case in context.study.unlabeled_cases() if case.review == "rejected"]
-    return _lineage(student_folder(context), STUDENT_INFO, recipe, data)
+    return _lineage(context, student_folder(context), STUDENT_INFO, recipe, data)
 
 
 def labels(context: StageContext) -> list[list[str | None]]:
@@ -168,16 +171,44 @@ def foundation_identity(name: str) -> Any:
 
 
 def _lineage(
-    folder: Path, info: str, recipe: Mapping[str, Any], data: Mapping[str, Any], tuning: str = ""
+    context: StageContext,
+    folder: Path,
+    info: str,
+    recipe: Mapping[str, Any],
+    data: Mapping[str, Any],
+    tuning: str = "",
 ) -> Lineage:
     existing = None
     if (folder / info).is_file():
-        made_by = read_json(folder / info).get("made_by", {})
-        if {"recipe", "data", "model"} <= set(made_by):
-            existing = made_by
+        try:
+            existing = _made_by(folder / info)
+        except InputError as error:
+            context.warn(f"{error.message} The model is made anew.", code="model")
     recipe_digest, data_digest = digest(recipe), digest(data)
     continues = (
         existing is not None and existing["recipe"] == recipe_digest and existing["data"] != data_digest
     )
     parent = str(existing["model"]) if existing is not None and continues else None
     return Lineage(folder, recipe_digest, data_digest, recipe, parent, existing, tuning)
+
+
+def _made_by(path: Path) -> dict[str, Any] | None:
+    """What the JSON beside a model says of its making; None for a model of an older SFR.
+
+    Raises InputError where it is damaged, or the weights are not those that it was written for: a process
+    that was killed between the two files leaves them so.
+    """
+    description = read_json(path)
+    weights = path.with_suffix(".safetensors")
+    made_by = description.get("made_by") if isinstance(description, dict) else None
+    if not isinstance(made_by, dict):
+        raise InputError(f"{path} does not describe a model.")
+    if _sha256(weights, file_stamp(weights)) != description.get("weights_sha256"):
+        raise InputError(f"{weights} is damaged or does not belong to {path.name}.")
+    return made_by if {"recipe", "data", "model"} <= set(made_by) else None
+
+
+@lru_cache(maxsize=16)
+def _sha256(path: Path, stamp: FileStamp | None) -> str:
+    """The hash of a file as it was at ``stamp``; empty where there is none."""
+    return str(file_identity(path)["sha256"]) if stamp is not None else ""

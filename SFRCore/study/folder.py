@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import Self
 import SimpleITK as sitk
 
 from SFRCore.errors import InputError
-from SFRCore.runtime.files import atomic_path
+from SFRCore.runtime.files import atomic_path, left_behind, process_mark, sweep_temporary
 from SFRCore.runtime.locks import FileLock
 from SFRCore.study.case import Case, check_case_id, is_absolute
 from SFRCore.study.document import SCHEMA_VERSION, Document
@@ -22,7 +23,12 @@ from SFRCore.study.structures import Structure
 from SFRCore.volumes import Geometry, image_info, write_volume
 
 STUDY_FILE = "study.json"
+OWN_FOLDERS = (
+    "images", "labels", "references", "drafts", "pseudo_labels", "predictions", "confidence", "models",
+    "runs", "cache", "reports", "exports", "comparisons",
+)  # fmt: skip
 FileStamp = tuple[int, int, int]
+_STAGED = re.compile(r"(\d+)-([0-9a-f]{6})-\d+-\d+\.nrrd")
 _STAGED_AGE = 24 * 3600.0
 _staged = itertools.count()
 
@@ -203,7 +209,7 @@ class StudyFolder:
 
     def _stage(self, image: sitk.Image) -> Path:
         """Write a volume where no other process sees it, to be moved into place under the lock."""
-        name = f"{os.getpid()}-{time.time_ns()}-{next(_staged)}.nrrd"
+        name = f"{process_mark()}-{time.time_ns()}-{next(_staged)}.nrrd"
         return write_volume(image, self._inside(f".staging/{name}"))
 
     def _place(self, staged: Path, relative: str) -> str:
@@ -212,12 +218,19 @@ class StudyFolder:
             os.replace(staged, temporary)
         return relative
 
-    def _sweep_staged(self) -> None:
-        """Remove what processes that were killed a day ago or longer had staged."""
+    def _sweep(self) -> None:
+        """Remove what killed processes had staged or half-written; the cache looks after its own."""
         for left in self.root.glob(".staging/*"):
+            made = _STAGED.fullmatch(left.name)
             with suppress(OSError):
-                if time.time() - left.stat().st_mtime > _STAGED_AGE:
+                old = time.time() - left.stat().st_mtime > _STAGED_AGE
+                if left_behind(left, int(made[1]), made[2]) if made else old:
                     left.unlink()
+        sweep_temporary(self.root)
+        for name in (".staging", *OWN_FOLDERS):
+            folder = self.root / name
+            if name != "cache" and not folder.is_symlink():
+                sweep_temporary(folder, recursive=True)
 
 
 def file_stamp(path: Path) -> FileStamp | None:

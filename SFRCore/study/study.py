@@ -10,16 +10,11 @@ from SFRCore.errors import InputError
 from SFRCore.runtime.locks import FileLock
 from SFRCore.study.adding import Adding
 from SFRCore.study.document import Document
-from SFRCore.study.folder import STUDY_FILE
+from SFRCore.study.folder import OWN_FOLDERS, STUDY_FILE
 from SFRCore.study.intake import absolute
 from SFRCore.study.review import Review
 from SFRCore.study.structures import Structure, as_structures
 from SFRCore.study.transfer import Transfer
-
-_OWN_FOLDERS = (
-    "images", "labels", "references", "drafts", "pseudo_labels", "predictions", "confidence", "models",
-    "runs", "cache", "reports", "exports", "comparisons",
-)  # fmt: skip
 
 
 class Study(Adding, Review, Transfer):
@@ -86,7 +81,7 @@ class Study(Adding, Review, Transfer):
 
     def _recover(self) -> None:
         if not self.readonly:
-            self._sweep_staged()
+            self._sweep()
         if not self._unrecorded_labels():
             return
         if not self.readonly:
@@ -105,7 +100,7 @@ def _refuse_existing(root: Path) -> None:
         raise InputError(
             f"{root} is a study already.", hint="Open it, or choose a new folder.", code="study_exists"
         )
-    for name in _OWN_FOLDERS:
+    for name in OWN_FOLDERS:
         if os.path.lexists(root / name):
             raise InputError(
                 f"{root} has a folder '{name}' already, which a study would write in.",
