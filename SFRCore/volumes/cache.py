@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,6 +29,8 @@ __all__ = ["CachedVolume", "Preprocessing", "VolumeCache"]
 FORMAT = 1
 _KEPT = {"image": 2, "label": 4}
 _PROBE = 1 << 20
+_PATIENCE = (0.0, 0.1, 0.5, 2.0)
+"""Seconds before each new try where somebody is deleting the folder: that takes a while."""
 _DAMAGE = (OSError, ValueError, KeyError, TypeError)
 
 
@@ -60,10 +63,14 @@ class CachedVolume:
         return None if self._label is None else self._open("_label", "foreground.npy")
 
     def _open(self, which: str, name: str) -> np.ndarray:
-        try:
-            return np.load(getattr(self, which) / name, mmap_mode="r")
-        except (OSError, ValueError):
-            return np.load(getattr(self._renew(), which) / name, mmap_mode="r")
+        volume = self
+        for pause in _PATIENCE:
+            try:
+                return np.load(getattr(volume, which) / name, mmap_mode="r")
+            except (OSError, ValueError):
+                time.sleep(pause)
+                volume = self._renew()
+        return np.load(getattr(volume, which) / name, mmap_mode="r")
 
 
 class VolumeCache:
@@ -114,6 +121,14 @@ class VolumeCache:
         )
 
     def _build(self, target: Path, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        for pause in _PATIENCE:
+            try:
+                return self._build_once(target, write)
+            except FileNotFoundError:  # the folder is being deleted at this moment
+                time.sleep(pause)
+        return self._build_once(target, write)
+
+    def _build_once(self, target: Path, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
         target.parent.mkdir(parents=True, exist_ok=True)
         sweep_temporary(target.parent)
         if (finished := _verified(target)) is not None:
