@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+import numpy as np
 
 from .errors import InputError
 from .runtime.devices import Device, choose_device
@@ -111,11 +114,11 @@ def predict_file(
     return {"output": str(output)} | {name: value for name, value in numbers.items() if name != "slices"}
 
 
-def report(study: AnyStudy, path: Path | str | None = None) -> Path:
-    """Write the study's report, one HTML file, and return its path."""
+def report(study: AnyStudy, path: Path | str | None = None, *, run: str | None = None) -> Path:
+    """Write the study's report (of its newest run, or of ``run``), one HTML file, and return its path."""
     from .report import write_report
 
-    return write_report(opened(study), None if path is None else Path(path))
+    return write_report(opened(study), None if path is None else Path(path), run=run)
 
 
 def export(
@@ -139,6 +142,8 @@ def export(
     if not models:
         raise InputError("This study has no trained student yet.", hint="Run 'sfr run' first.")
     model = models[-1].parent
+    if out is None and study.readonly:
+        raise InputError(f"The study {study.root} is read-only.", hint="Export elsewhere: add --output DIR.")
     target = Path(out) if out is not None else study.exports_dir / model.name
     return export_student(model, target, formats=tuple(formats), check_volume=_check_volume(study, model))
 
@@ -246,10 +251,12 @@ def _check_volume(study: Study, model: Path) -> Any:
     from .volumes import Preprocessing, VolumeCache
 
     _, info = load_student(model)
-    cache = VolumeCache(study.cache_dir, Preprocessing.from_dict(info["preprocessing"]))
-    for case in study.cases.values():
-        if case.role != "ignored" and not case.problem:
-            return cache.volume(case.id, study.image_path(case.id)).image
+    with TemporaryDirectory() if study.readonly else nullcontext(study.cache_dir) as folder:
+        cache = VolumeCache(folder, Preprocessing.from_dict(info["preprocessing"]))
+        for case in study.cases.values():
+            if case.role != "ignored" and not case.problem:
+                with suppress(InputError):  # a volume that has vanished since the run: another one will do
+                    return np.array(cache.volume(case.id, study.image_path(case.id)).image)
     return None
 
 

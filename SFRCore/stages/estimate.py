@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,15 +18,17 @@ from ..foundation.checkpoints import build_foundation
 from ..foundation.tuning import apply_tuning, merge
 from ..runtime.loop import measure
 from ..stitching import StitchLayout
-from ..students import fast_stride, make_student
+from ..students import make_student
 from ..students.sliding_window import window_starts
 from . import finetune, retrain
 from .context import StageContext
-from .inference import Probabilities, network_probabilities, stitched_probabilities
+from .inference import Probabilities, network_probabilities, stitched_probabilities, student_windows
 from .lineage import foundation_lineage, student_lineage, uses_pseudo_labels
 
 STEPS = 3
 LONG_SECONDS = 12 * 3600.0
+SHAPES = 8
+"""Labeled volumes that are looked at for their shape."""
 POOL_STEPS = 4
 """Steps in the measured pool of embeddings when only the decoder is tuned."""
 
@@ -103,7 +106,7 @@ def _retrain_seconds(context: StageContext) -> float:
     finally:
         trainer.close()
     if uses_pseudo_labels(context) and context.settings.pseudo_labels == "online":
-        seconds += 2 * _seconds_of(_sam(context), context)
+        seconds += 2 * _seconds_of(_sam(context), context, context.plan.patch)
     total = context.plan.iterations_retrain
     return seconds * (math.ceil(total / 5) if continues else total)
 
@@ -114,7 +117,8 @@ def _pseudolabel_seconds(context: StageContext, stale: bool) -> float:
     if not waiting:
         return 0.0
     stride = tuple(max(1, side // 2) for side in context.plan.patch)
-    return _windows(context, stride) * len(waiting) * _seconds_of(_sam(context), context)
+    windows = _windows(_median_shape(context), context.plan.patch, stride)
+    return windows * len(waiting) * _seconds_of(_sam(context), context, context.plan.patch)
 
 
 def _predict_seconds(context: StageContext) -> float:
@@ -122,12 +126,11 @@ def _predict_seconds(context: StageContext) -> float:
     network = make_student(context.settings.student, in_channels=1, classes=classes).eval()
     network = network.to(context.device.torch_device)
     cases = len(context.study.unlabeled_cases()) + len(context.study.test_cases())
-    stride = fast_stride(context.plan.patch) if context.settings.fast else context.plan.reference_stride
-    return (
-        _windows(context, stride)
-        * cases
-        * _seconds_of(network_probabilities(network, context.device), context)
-    )
+    plan = context.plan
+    shape = _median_shape(context)
+    window, stride = student_windows(network, shape, plan.patch, plan.reference_stride, context.settings.fast)
+    seconds = _seconds_of(network_probabilities(network, context.device), context, window)
+    return _windows(shape, window, stride) * cases * seconds
 
 
 def _sam(context: StageContext) -> Probabilities:
@@ -142,20 +145,22 @@ def _sam(context: StageContext) -> Probabilities:
     return stitched_probabilities(model, StitchLayout(plan.patch, plan.canvas, plan.zoom), context.device)
 
 
-def _windows(context: StageContext, stride: tuple[int, ...]) -> float:
-    """Prediction windows of the median volume."""
-    labeled = [context.volume(case) for case in context.study.labeled_cases()[:4]]
-    shape = np.median([volume.frame.shape for volume in labeled], axis=0)
-    count = 1
-    for size, patch, step in zip(shape, context.plan.patch, stride, strict=True):
-        count *= len(window_starts(max(int(size), patch), patch, step))
-    return float(count)
+def _median_shape(context: StageContext) -> Sequence[int]:
+    """The median shape (X, Y, Z) of some labeled volumes, after resampling."""
+    shapes = [context.volume(case).frame.shape for case in context.study.labeled_cases()[:SHAPES]]
+    return [int(side) for side in np.median(shapes, axis=0)]
+
+
+def _windows(shape: Sequence[int], window: Sequence[int], stride: Sequence[int]) -> int:
+    """Windows of a volume of ``shape``."""
+    axes = zip(shape, window, stride, strict=True)
+    return math.prod(len(window_starts(max(size, side), side, step)) for size, side, step in axes)
 
 
 @torch.inference_mode()
-def _seconds_of(probabilities: Probabilities, context: StageContext) -> float:
+def _seconds_of(probabilities: Probabilities, context: StageContext, window: Sequence[int]) -> float:
     """Seconds for one window, the faster of two."""
-    crop = torch.zeros((1, 1, *context.plan.patch), device=context.device.torch_device)
+    crop = torch.zeros((1, 1, *window), device=context.device.torch_device)
     taken = []
     for _ in range(2):
         context.check()

@@ -4,6 +4,7 @@ Dice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,16 +16,18 @@ from torch import Tensor
 
 from ..runtime.devices import Device
 from ..stitching import StitchLayout
+from ..students import Student, fast_stride, fast_window
 from ..students.sliding_window import sliding_window
 from ..volumes import Frame
 
+PATCHES_AT_ONCE = {"cuda": 8, "mps": 4, "cpu": 2}
 MARGIN = 2
 """Voxels around the foreground that count when looking for the most doubtful slice."""
 Probabilities = Callable[[Tensor], Tensor]
 """Crops (B, 1, X, Y, Z) on the device -> class probabilities (B, C, X, Y, Z), float32."""
 
 
-def network_probabilities(network: torch.nn.Module, device: Device) -> Probabilities:
+def network_probabilities(network: Student, device: Device) -> Probabilities:
     """Softmax of a 3D student, in the device's precision."""
     network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
@@ -57,10 +60,11 @@ def predict_volume(
     probabilities: Probabilities,
     image: np.ndarray,
     frame: Frame,
-    patch: Sequence[int],
+    window: Sequence[int],
     stride: Sequence[int],
     device: Device,
     *,
+    trained_on: Sequence[int] | None = None,
     batch: int = 4,
     check: Callable[[], None] | None = None,
 ) -> np.ndarray:
@@ -70,9 +74,10 @@ def predict_volume(
     found = sliding_window(
         probabilities,
         np.asarray(image),
-        patch,
+        window,
         stride=stride,
         batch=batch,
+        trained_on=trained_on,
         device=device.torch_device,
         check=check,
     )
@@ -80,6 +85,46 @@ def predict_volume(
     if native is not found:
         native /= np.maximum(native.sum(0, keepdims=True), 1e-6)
     return native
+
+
+def student_windows(
+    network: Student, shape: Sequence[int], patch: Sequence[int], dense: Sequence[int], fast: bool
+) -> tuple[Sequence[int], Sequence[int]]:
+    """Window and stride for a student: few large windows (``fast``), or the training patch at stride
+    ``dense``.
+    """
+    if not fast:
+        return patch, dense
+    if network.takes_any_size:
+        return fast_window(shape, patch, divisor=network.divisor)
+    return patch, fast_stride(patch)
+
+
+def predict_by_student(
+    network: Student,
+    image: np.ndarray,
+    frame: Frame,
+    patch: Sequence[int],
+    dense: Sequence[int],
+    device: Device,
+    *,
+    fast: bool = True,
+    check: Callable[[], None] | None = None,
+) -> np.ndarray:
+    """As :func:`predict_volume`, by a student (in eval mode, on the device) in windows that suit it."""
+    window, stride = student_windows(network, image.shape, patch, dense, fast)
+    larger = math.prod(window) / math.prod(patch)
+    return predict_volume(
+        network_probabilities(network, device),
+        image,
+        frame,
+        window,
+        stride,
+        device,
+        trained_on=patch,
+        batch=max(1, int(PATCHES_AT_ONCE[device.torch_device.type] / larger)),
+        check=check,
+    )
 
 
 def describe(

@@ -10,16 +10,15 @@ import SimpleITK as sitk
 from ..errors import InputError
 from ..planning import digest
 from ..runtime.devices import Device
-from ..students import fast_stride, load_student
+from ..students import load_student
 from ..study import Case
 from ..volumes import Frame, Preprocessing
 from .context import DEFECTS, StageContext
-from .inference import as_images, describe, network_probabilities, predict_volume, summary
+from .inference import as_images, describe, predict_by_student, summary
 from .lineage import student_folder, student_lineage
 
 STAGE = "predict"
 KIND = "prediction"
-WINDOWS_AT_ONCE = {"cuda": 8, "mps": 4, "cpu": 2}
 
 
 def predict(context: StageContext) -> dict[str, Any]:
@@ -41,9 +40,6 @@ def predict(context: StageContext) -> dict[str, Any]:
         return {"skipped": True, "cases": len(cases)}
     network, info = load_student(student_folder(context))
     network = network.to(context.device.torch_device).eval()
-    probabilities = network_probabilities(network, context.device)
-    patch = tuple(info["patch"])
-    stride = fast_stride(patch) if settings.fast else tuple(info["stride"])
     values = [item["value"] for item in info["structures"]]
     context.emit("started", total=len(waiting))
     done = 0
@@ -51,14 +47,14 @@ def predict(context: StageContext) -> dict[str, Any]:
         context.check_local()
         try:
             volume = context.volume(case)
-            found = predict_volume(
-                probabilities,
+            found = predict_by_student(
+                network,
                 volume.image,
                 volume.frame,
-                patch,
-                stride,
+                info["patch"],
+                info["stride"],
                 context.device,
-                batch=WINDOWS_AT_ONCE[context.device.torch_device.type],
+                fast=settings.fast,
                 check=context.check_local,
             )
             numbers = describe(found, values, volume.frame, volume.frame.native_spacing)
@@ -89,16 +85,7 @@ def predict_image(
     preprocessing = Preprocessing.from_dict(info["preprocessing"])
     frame = Frame.of(image, stack_axis=preprocessing.stack_axis, spacing=preprocessing.spacing)
     array = preprocessing.normalisation.apply(frame.to_internal(image))
-    patch = tuple(info["patch"])
-    found = predict_volume(
-        network_probabilities(network, device),
-        array,
-        frame,
-        patch,
-        fast_stride(patch) if fast else tuple(info["stride"]),
-        device,
-        batch=WINDOWS_AT_ONCE[device.torch_device.type],
-    )
+    found = predict_by_student(network, array, frame, info["patch"], info["stride"], device, fast=fast)
     values = [item["value"] for item in info["structures"]]
     numbers = describe(found, values, frame, frame.native_spacing)
     label, confidence = as_images(found, values, frame)

@@ -31,11 +31,12 @@ from ..ssl.contract import (
     progress_at,
     pseudo_label_loss,
 )
-from ..students import Student, fast_stride, load_student, make_student, save_student
+from ..students import Student, load_student, make_student, save_student
 from ..students.sliding_window import sliding_window
 from ..volumes import CachedVolume
 from .context import StageContext
 from .data import LABELED, UNLABELED, CropSource, make_batch
+from .inference import network_probabilities, student_windows
 from .lineage import Lineage, shortened, student_lineage, uses_pseudo_labels
 
 STAGE = "retrain"
@@ -205,18 +206,20 @@ class Retrainer:
         plan, device = self.context.plan, self.context.device
         student = self.method.student.to(device.torch_device).eval()
 
-        def probabilities(patches: Tensor) -> Tensor:
-            with device.autocast():
-                return student(patches).float().softmax(1)
-
         predicted = {}
         for index, (case_id, volume) in enumerate(self.unlabeled.items()):
+            image = np.asarray(volume.image)
+            window, stride = student_windows(
+                student, image.shape, plan.patch, plan.reference_stride, fast=True
+            )
             found = sliding_window(
-                probabilities,
-                np.asarray(volume.image),
-                plan.patch,
-                stride=fast_stride(plan.patch),
+                network_probabilities(student, device),
+                image,
+                window,
+                stride=stride,
+                batch=1,
                 device=device.torch_device,
+                trained_on=plan.patch,
                 check=self.context.check,
             )
             predicted[case_id] = found.argmax(0).astype(np.uint8)
@@ -331,6 +334,8 @@ def prepare(
                     hint="Run the stages finetune and pseudolabel first.",
                 )
             for case_id in missing:
+                if study.case(case_id).problem:
+                    continue  # said when its pseudo-label could not be made
                 context.warn(f"Case {case_id} has no pseudo-label and is left out of training.", case=case_id)
             cases = [case for case in cases if found[case.id] is not None]
         unlabeled = context.readable(

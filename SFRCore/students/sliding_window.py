@@ -14,6 +14,11 @@ from torch import Tensor
 
 Weighting = Literal["uniform", "gaussian"]
 
+FAST_VOXELS = 3_000_000
+"""A V-Net needs some 400 bytes a voxel to predict: 1.2 GB for this many."""
+
+LEAST_BOTTLENECK = 4
+
 _GAUSSIAN_SIGMA = 1 / 8
 _GAUSSIAN_FLOOR = 1e-2
 
@@ -22,6 +27,35 @@ def fast_stride(patch: Sequence[int]) -> tuple[int, int, int]:
     """The stride (X, Y, Z) at which neighbouring patches overlap by one quarter."""
     x, y, z = (max(1, size * 3 // 4) for size in patch)
     return x, y, z
+
+
+def fast_window(
+    shape: Sequence[int], patch: Sequence[int], *, divisor: int = 16, voxels: int = FAST_VOXELS
+) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Window (X, Y, Z) and stride for predicting a volume of ``shape`` in as few windows as memory allows.
+
+    A fully convolutional network takes windows larger than the patch it was trained on: where the volume,
+    rounded up to ``divisor``, has at most ``voxels`` voxels, one window holds it; else axes are split, the
+    longest (measured in patches) first, into windows that overlap by a quarter of the patch and are never
+    smaller than it. Along an axis where the patch has fewer than 4 bottleneck voxels windows stay as the patch:
+    the network has hardly seen anything there but the border's zeros.
+    """
+    parts = [1, 1, 1]
+
+    def length(axis: int) -> int:
+        if patch[axis] < LEAST_BOTTLENECK * divisor:
+            return patch[axis]
+        shared = patch[axis] // 4 * (parts[axis] - 1)
+        least = math.ceil((shape[axis] + shared) / parts[axis])
+        return max(patch[axis], divisor * math.ceil(least / divisor))
+
+    window = [length(axis) for axis in range(3)]
+    while math.prod(window) > voxels and any(size > least for size, least in zip(window, patch, strict=True)):
+        longest = max(range(3), key=lambda axis: window[axis] / patch[axis])
+        parts[longest] += 1
+        window[longest] = length(longest)
+    stride = [max(1, size - least // 4) for size, least in zip(window, patch, strict=True)]
+    return (window[0], window[1], window[2]), (stride[0], stride[1], stride[2])
 
 
 def window_starts(size: int, patch: int, stride: int) -> list[int]:
@@ -39,6 +73,7 @@ def sliding_window(
     batch: int = 4,
     device: torch.device | str = "cpu",
     weighting: Weighting = "uniform",
+    trained_on: Sequence[int] | None = None,
     progress: Callable[[int, int], None] | None = None,
     check: Callable[[], None] | None = None,
 ) -> npt.NDArray[np.float32]:
@@ -62,9 +97,12 @@ def sliding_window(
     inner = volume.shape[1:]
     missing = [max(0, size - dim) for size, dim in zip(patch, inner, strict=True)]
     before = [total // 2 for total in missing]
-    if any(missing):
-        margins = [(0, 0)] + [(low, total - low) for low, total in zip(before, missing, strict=True)]
-        volume = np.pad(volume, margins)
+    for axis, (low, total_missing) in enumerate(zip(before, missing, strict=True)):
+        if total_missing:
+            margin = [(0, 0)] * 4
+            margin[axis + 1] = (low, total_missing - low)
+            seen = trained_on is not None and inner[axis] >= trained_on[axis]
+            volume = np.pad(volume, margin, mode="edge" if seen else "constant")
     size = volume.shape[1:]
 
     weights = [_axis_weights(length, weighting) for length in patch]

@@ -50,6 +50,11 @@ class Student(nn.Module, ABC):
         )
         return again
 
+    @property
+    def takes_any_size(self) -> bool:
+        """Whether windows larger than the training patch are predicted alike: not if normalised one by one."""
+        return not any(isinstance(module, nn.modules.instancenorm._InstanceNorm) for module in self.modules())
+
     @abstractmethod
     def encode(self, images: Tensor) -> list[Tensor]:
         """Features of every encoder stage, full resolution first, bottleneck last."""

@@ -136,6 +136,7 @@ def run_arm(
         f"--iterations-finetune={arguments.iterations}",
         f"--iterations-retrain={arguments.iterations}",
         "--device=cpu" if arguments.cpu else "--device=auto",
+        "--dense",
     ]
     if arm.foundation:
         shared.append(f"--foundation={checkpoint if arm.foundation == 'TUNED' else arm.foundation}")

@@ -255,7 +255,13 @@ def test_label_values_4_and_9_come_back_as_4_and_9(tmp_path: Path, cohort: tuple
         study.add(image, label=renamed) if index < 2 else study.add(
             image, reference=renamed, role="unlabeled"
         )
-    run(study, iterations_retrain=40, recipe="baseline", ssl="supervised")
+    run(
+        study,
+        iterations_retrain=60,
+        recipe="baseline",
+        ssl="supervised",
+        method_options={"schedule": "constant"},
+    )
     predicted = sitk.GetArrayFromImage(
         sitk.ReadImage(str(study.root / "predictions" / f"{images[2].stem}.nrrd"))
     )

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from SFRCore.errors import Cancelled
-from SFRCore.students import fast_stride
-from SFRCore.students.sliding_window import sliding_window, window_starts
+from SFRCore.students import fast_stride, fast_window
+from SFRCore.students.sliding_window import FAST_VOXELS, sliding_window, window_starts
 
 PATCH = (8, 6, 4)
 
@@ -171,3 +171,38 @@ def test_no_gradient_is_kept() -> None:
 def test_strides_that_leave_gaps_are_refused(stride: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="stride"):
         sliding_window(place_dependent, volume((20, 20, 20)), PATCH, stride=stride)
+
+
+def test_fast_windows_hold_the_volume_whole_where_memory_allows() -> None:
+    assert fast_window((180, 140, 88), (112, 112, 80)) == ((192, 144, 96), (164, 116, 76))
+    assert fast_window((20, 90, 100), (32, 80, 96))[0] == (32, 96, 112), "never smaller than the patch"
+    assert fast_window((35, 50, 36), (32, 48, 32))[0] == (32, 48, 32), (
+        "small patches stay as they were trained"
+    )
+
+
+@pytest.mark.parametrize("shape", [(512, 512, 300), (300, 120, 100), (113, 97, 500)])
+@pytest.mark.parametrize("patch", [(112, 112, 80), (96, 96, 96), (32, 48, 32)])
+def test_fast_windows_stay_within_memory_and_cover_with_overlap(shape, patch) -> None:
+    window, stride = fast_window(shape, patch)
+    assert math.prod(window) <= max(FAST_VOXELS, math.prod(patch))
+    for size, side, least, step in zip(shape, window, patch, stride, strict=True):
+        assert side % 16 == 0 and side >= least
+        assert side - step == least // 4
+        starts = window_starts(max(size, side), side, step)
+        assert starts[-1] + side >= size
+        assert len(starts) <= math.ceil(max(0, size - side) / step) + 1
+
+
+def test_beyond_the_training_patch_the_border_goes_on_and_below_it_zeros_do() -> None:
+    seen = []
+
+    def probabilities(patches: torch.Tensor) -> torch.Tensor:
+        seen.append(patches)
+        return torch.ones(len(patches), 2, *patches.shape[2:]) / 2
+
+    volume = np.ones((20, 10, 16), np.float32)
+    found = sliding_window(probabilities, volume, (32, 16, 16), stride=(32, 16, 16), trained_on=(16, 16, 16))
+    assert found.shape == (2, 20, 10, 16)
+    assert seen[0][0, 0, :, 8, 8].min() == 1, "20 voxels of at least 16: continued to 32"
+    assert seen[0][0, 0, 8, 0, 8] == 0, "10 voxels of 16: zeros, as in training"
