@@ -37,7 +37,7 @@ def fast_window(
     A fully convolutional network takes windows larger than the patch it was trained on: where the volume,
     rounded up to ``divisor``, has at most ``voxels`` voxels, one window holds it; else axes are split, the
     longest (measured in patches) first, into windows that overlap by a quarter of the patch and are never
-    smaller than it. Along an axis where the patch has fewer than 4 bottleneck voxels windows stay as the patch:
+    smaller than it. Along an axis where the patch has fewer than 4 bottleneck voxels windows stay as it is:
     the network has hardly seen anything there but the border's zeros.
     """
     parts = [1, 1, 1]

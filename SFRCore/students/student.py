@@ -52,7 +52,7 @@ class Student(nn.Module, ABC):
 
     @property
     def takes_any_size(self) -> bool:
-        """Whether windows larger than the training patch are predicted alike: not if normalised one by one."""
+        """Whether windows larger than the training patch are predicted alike: not if normalised singly."""
         return not any(isinstance(module, nn.modules.instancenorm._InstanceNorm) for module in self.modules())
 
     @abstractmethod
