@@ -95,10 +95,16 @@ class StageContext:
         return self.study.image_path(case.id)
 
     def volume(self, case: Case, label_path: Path | None = None) -> CachedVolume:
-        """The preprocessed volume of a case, from the cache; raises SFRError where it cannot be read."""
-        return self.cache.volume(
+        """The preprocessed volume of a case, from the cache; raises SFRError where it cannot be read.
+
+        One that can be read again is no longer flagged.
+        """
+        volume = self.cache.volume(
             case.id, self.image_path(case), label_path, identity=case.image_identity or None
         )
+        if case.problem:
+            self.study.flag(case.id, None)
+        return volume
 
     def readable(
         self, cases: list[Case], label_of: Callable[[Case], Path | None], doing: str
@@ -112,8 +118,6 @@ class StageContext:
             except DEFECTS as error:
                 self.leave_out(case, error)
                 continue
-            if self.main and case.problem:
-                self.study.flag(case.id, None)
             self.emit("progress", step=index + 1, total=len(cases), doing=doing)
         return volumes
 
@@ -126,8 +130,7 @@ class StageContext:
         message = error.message if isinstance(error, SFRError) else f"{type(error).__name__}: {error}"
         hint = error.hint if isinstance(error, SFRError) else ""
         logger.info("case %s left out", case.id, exc_info=error)
-        if self.main:
-            self.study.flag(case.id, message)
+        self.study.flag(case.id, message)
         self.warn(f"Case {case.id} is left out: {message}", code="case", hint=hint, case=case.id)
 
     def mine(self, cases: list[Case]) -> list[Case]:

@@ -369,10 +369,12 @@ def events_of(study: Path) -> list[dict[str, Any]]:
 def wait_for(study: Path, stage: str, event: str, *, timeout: float = 120.0) -> None:
     """Until the newest run has said ``event`` in ``stage``."""
     deadline = time.monotonic() + timeout
-    while not any((said.get("stage"), said["event"]) == (stage, event) for said in events_of(study)):
-        last = events_of(study)[-1:]
-        over = bool(last) and last[0]["event"] in ("error", "finished", "cancelled")
-        assert time.monotonic() < deadline and not over, f"no {event} of {stage}: {last}"
+    while True:
+        said = events_of(study)
+        if any((one.get("stage"), one["event"]) == (stage, event) for one in said):
+            return
+        over = bool(said) and said[-1]["event"] in ("error", "finished", "cancelled")
+        assert time.monotonic() < deadline and not over, f"no {event} of {stage}: {said[-1:]}"
         time.sleep(0.01)
 
 
