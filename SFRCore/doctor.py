@@ -15,7 +15,7 @@ from .errors import SFRError
 from .study import Study
 
 PACKAGES = (
-    "torch", "torchvision", "segment-anything", "peft", "accelerate", "monai", "SimpleITK", "numpy", "scipy",
+    "torch", "torchvision", "segment-anything", "peft", "accelerate", "SimpleITK", "numpy", "scipy",
     "safetensors", "typer", "rich", "requests", "pydicom", "matplotlib", "onnx", "onnxruntime",
 )  # fmt: skip
 OPTIONAL = ("onnx", "onnxruntime")

@@ -42,7 +42,6 @@ class Settings:
     pseudo_weight: float = 1.0
     faithful: bool = False
     fast: bool = True
-    resample_labels: bool = False
     patch: tuple[int, int, int] | None = None
     method_options: Mapping[str, Any] = field(default_factory=dict)
     yes: bool = False

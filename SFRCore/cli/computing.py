@@ -80,7 +80,6 @@ def _add_stage(verb: str) -> None:
         method_option: opt.MethodOption = None,
         faithful: opt.Faithful = False,
         dense: opt.Dense = False,
-        resample_labels: opt.ResampleLabels = False,
         device: opt.Device = None,
         precision: opt.Precision = None,
         seed: opt.Seed = None,
@@ -93,7 +92,7 @@ def _add_stage(verb: str) -> None:
             "student": student, "pseudo_labels": pseudo_labels, "iterations_finetune": iterations_finetune,
             "iterations_retrain": iterations_retrain, "patch": patch, "pseudo_weight": pseudo_weight,
             "method_option": method_option, "faithful": faithful, "dense": dense,
-            "resample_labels": resample_labels, "device": device, "precision": precision, "seed": seed,
+            "device": device, "precision": precision, "seed": seed,
         }  # fmt: skip
         settings = opt.settings_from(options)
         if background:

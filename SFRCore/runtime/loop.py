@@ -21,7 +21,7 @@ from .checkpoints import Checkpoints
 from .devices import Device, explained_memory, is_out_of_memory
 
 logger = logging.getLogger(__name__)
-CHECKPOINT_SECONDS = 300.0
+CHECKPOINT_SECONDS = 240.0
 EVENT_SECONDS = 0.5
 Item = TypeVar("Item")
 

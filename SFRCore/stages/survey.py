@@ -28,6 +28,18 @@ def plan_for(study: Study, settings: Settings, device: Device) -> Plan:
 
     Raises InputError where no volume can be read or the preset is unknown.
     """
+    if device.processes > 1:
+        from accelerate.utils import broadcast_object_list
+
+        made = [_plan_on_disk(study, settings, device).to_dict() if device.is_main else None]
+        plan = Plan.from_dict(broadcast_object_list(made)[0])  # type: ignore[arg-type]
+    else:
+        plan = _plan_on_disk(study, settings, device)
+    return with_settings(plan, settings)
+
+
+def _plan_on_disk(study: Study, settings: Settings, device: Device) -> Plan:
+    """The saved plan, or a new one that is saved; without this run's iterations."""
     from ..foundation.choice import foundation_spec
 
     preset_name = settings.preset or study.preset
@@ -38,14 +50,12 @@ def plan_for(study: Study, settings: Settings, device: Device) -> Plan:
     if path.is_file():
         saved = read_json(path)
         if saved.get("key") == key:
-            return with_settings(Plan.from_dict(saved["plan"]), settings)
+            return Plan.from_dict(saved["plan"])
     plan = _survey(
         study, settings.with_(iterations_finetune=None, iterations_retrain=None), device, preset_name, values
     )
-    if device.is_main:
-        write_json(path, {"key": key, "plan": plan.to_dict()})
-    device.accelerator.wait_for_everyone()
-    return with_settings(plan, settings)
+    write_json(path, {"key": key, "plan": plan.to_dict()})
+    return plan
 
 
 def _survey(study: Study, settings: Settings, device: Device, preset_name: str, values: list[int]) -> Plan:

@@ -34,7 +34,7 @@ LIGHT_ROOTS = (
 )
 SHIPPED_BY_SLICER = {"numpy", "scipy", "SimpleITK", "requests", "pydicom", "packaging"}
 BROUGHT_BY_REQUESTS = {"urllib3", "idna", "certifi", "charset_normalizer", "chardet"}
-HEAVY = ("torch", "monai", "peft", "accelerate", "transformers", "typer", "rich", "safetensors", "matplotlib")
+HEAVY = ("torch", "peft", "accelerate", "transformers", "typer", "rich", "safetensors", "matplotlib")
 STAGES = {"finetune", "pseudolabel", "retrain", "predict", "evaluate"}
 MEASURES_STAGES = "estimate.py"
 AT_HOME = {
@@ -157,7 +157,7 @@ def test_command_line_starts_without_anything_heavy() -> None:
     assert result.returncode == 0, result.stderr
     loaded = set(result.stdout.split())
     assert "typer" in loaded
-    assert not loaded & {"torch", "monai", "peft", "matplotlib", "scipy", "SimpleITK", "numpy", "requests"}
+    assert not loaded & {"torch", "peft", "matplotlib", "scipy", "SimpleITK", "numpy", "requests"}
 
 
 def test_scan_sees_relative_and_nested_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
