@@ -15,20 +15,11 @@ from .errors import Cancelled, DiskFull, InputError, OutOfMemory, SFRError
 
 __version__ = "0.1.0"
 __all__ = [
-    "Cancelled", "DiskFull", "InputError", "OutOfMemory", "SFRError", "Study", "demo", "doctor", "estimate",
-    "evaluate", "export", "predict_file", "report", "run", "run_stage",
+    "Cancelled", "DiskFull", "InputError", "OutOfMemory", "SFRError", "Study", "estimate", "evaluate",
+    "export", "predict_file", "run", "run_stage", "write_report",
 ]  # fmt: skip
-_COMPUTING = (
-    "demo",
-    "doctor",
-    "estimate",
-    "evaluate",
-    "export",
-    "predict_file",
-    "report",
-    "run",
-    "run_stage",
-)
+_COMPUTING = {name: name for name in ("estimate", "evaluate", "export", "predict_file", "run", "run_stage")}
+_COMPUTING["write_report"] = "report"
 
 
 def __getattr__(name: str) -> Any:
@@ -40,5 +31,5 @@ def __getattr__(name: str) -> Any:
     if name in _COMPUTING:
         from . import api
 
-        return getattr(api, name)
+        return getattr(api, _COMPUTING[name])
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,7 +22,7 @@ from .study import Study
 
 AnyStudy = Study | Path | str
 SINGLE_STAGES = ("finetune", "pseudolabel", "retrain", "predict")
-WORTH_ESTIMATING = 50
+WORTH_ESTIMATING = 200
 """Iterations below which measuring would take as long as running."""
 
 

@@ -84,6 +84,8 @@ class StitchLayout:
             return self.stitch(torch.from_numpy(np.ascontiguousarray(patch)), fill, smooth=smooth).numpy()
         self._check("patch", patch, self.patch_size)
         leading = patch.shape[:-3]
+        if patch.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch computes little with these
+            return self.stitch(patch.to(torch.int64), fill).to(patch.dtype)
         enlarged = self._enlarge(patch.reshape(-1, *self.patch_size), smooth).flatten(1)
         source, valid = self._source.to(patch.device), self.valid.flatten().to(patch.device)
         empty = torch.full((), fill, dtype=patch.dtype, device=patch.device)

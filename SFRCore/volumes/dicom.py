@@ -6,13 +6,15 @@ import os
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pydicom
 import SimpleITK as sitk
-from pydicom.errors import InvalidDicomError
 
 from SFRCore.volumes.geometry import Geometry, VolumeError
+
+if TYPE_CHECKING:
+    import pydicom
 
 _TAGS = [
     "SeriesInstanceUID", "SeriesNumber", "Modality", "ImagePositionPatient", "ImageOrientationPatient",
@@ -21,8 +23,7 @@ _TAGS = [
 ]  # fmt: skip
 _NOT_IMAGES = {"SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "SR", "PR", "KO", "DOC", "REG"}
 
-
-_UNREADABLE = (InvalidDicomError, OSError, ValueError, TypeError, LookupError, AttributeError, EOFError)
+_UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, EOFError)
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,9 @@ def _step(ordered: list[_Slice]) -> float:
 
 def _header(path: Path) -> pydicom.Dataset | None:
     """The tags needed of a DICOM image, None for anything else."""
+    import pydicom  # half of the time that a study takes to open, and few studies need it
+    from pydicom.errors import InvalidDicomError
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -231,7 +235,7 @@ def _header(path: Path) -> pydicom.Dataset | None:
             placed = header.get("ImagePositionPatient") and header.get("ImageOrientationPatient")
             if not placed and int(header.get("NumberOfFrames") or 1) < 2:
                 return None
-    except _UNREADABLE:
+    except (InvalidDicomError, *_UNREADABLE):
         return None
     return header
 

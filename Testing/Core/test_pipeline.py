@@ -16,8 +16,10 @@ from SFRCore import api
 from SFRCore.errors import Cancelled, InputError
 from SFRCore.runtime import loop
 from SFRCore.runtime.events import read_events
+from SFRCore.stages.inference import as_images, describe
 from SFRCore.stages.lineage import shortened
 from SFRCore.study import Study
+from SFRCore.volumes import Frame
 
 SETTINGS: dict[str, Any] = {
     "patch": (16, 16, 16),
@@ -246,27 +248,34 @@ def test_predicting_a_single_file_equals_the_studys_prediction(tmp_path: Path, f
     assert numbers["expected_dice"] == pytest.approx(result.expected_dice)
 
 
-def test_label_values_4_and_9_come_back_as_4_and_9(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
-    images, labels = (sorted(folder.iterdir()) for folder in cohort)
-    study = Study.create(tmp_path / "study", structures={4: "Front", 9: "Back"})
-    for index, (image, label) in enumerate(zip(images[:3], labels[:3], strict=True)):
-        values = sitk.ReadImage(str(label))
-        renamed = sitk.Cast(values == 1, sitk.sitkUInt8) * 4 + sitk.Cast(values == 2, sitk.sitkUInt8) * 9
-        study.add(image, label=renamed) if index < 2 else study.add(
-            image, reference=renamed, role="unlabeled"
-        )
-    run(
-        study,
-        iterations_retrain=60,
-        recipe="baseline",
-        ssl="supervised",
-        method_options={"schedule": "constant"},
+def test_label_values_4_and_9_come_back_as_4_and_9_on_the_same_voxels(cohort: tuple[Path, Path]) -> None:
+    image = sitk.ReadImage(str(sorted(cohort[0].iterdir())[2]))
+    frame = Frame.of(image, stack_axis=1)
+    truth = np.random.default_rng(0).integers(0, 3, frame.shape)
+    probabilities = np.eye(3, dtype=np.float32)[truth].transpose(3, 0, 1, 2) * 0.7 + 0.1
+    label, confidence = as_images(probabilities, [4, 9], frame)
+    assert np.array_equal(frame.to_internal(label, label=True), np.array([0, 4, 9])[truth])
+    assert label.GetDirection() == image.GetDirection()
+    assert set(np.unique(sitk.GetArrayFromImage(confidence))) == {204}
+
+
+def test_doubt_is_looked_for_around_the_foreground_and_absence_scores_zero(cohort: tuple[Path, Path]) -> None:
+    frame = Frame.of(sitk.Image(20, 20, 10, sitk.sitkUInt8), stack_axis=2)
+    probabilities = np.zeros((3, 20, 20, 10), np.float32)
+    probabilities[0] = 1
+    probabilities[:, 5:9, 5:9, 4:7] = np.array([0.1, 0.9, 0.0], np.float32)[:, None, None, None]
+    probabilities[:, 5:9, 5:9, 6] = np.array([0.4, 0.6, 0.0], np.float32)[:, None, None]
+    probabilities[:, 15:, 15:, 0] = np.array([0.5, 0.3, 0.2], np.float32)[:, None, None, None].squeeze(-1)
+    numbers = describe(probabilities, [1, 2], frame, (1.0, 1.0, 2.0))
+    assert numbers["doubtful_slice"] == 6, "slice 0 is as doubtful, but far from what was found"
+    assert numbers["expected_dice_by_structure"]["2"] == 0 == numbers["expected_dice"]
+    found = probabilities.argmax(0) == 1
+    p = probabilities[1].astype(np.float64)
+    assert numbers["expected_dice_by_structure"]["1"] == pytest.approx(
+        2 * p[found].sum() / (p.sum() + found.sum())
     )
-    predicted = sitk.GetArrayFromImage(
-        sitk.ReadImage(str(study.root / "predictions" / f"{images[2].stem}.nrrd"))
-    )
-    assert set(np.unique(predicted)) <= {0, 4, 9}
-    assert predicted.any()
+    assert numbers["volume_ml"]["1"] == pytest.approx(found.sum() * 2.0 / 1000)
+    assert numbers["mean_confidence"] == pytest.approx(probabilities.max(0).mean())
 
 
 def test_estimate_measures_every_stage_that_is_not_done(
