@@ -143,6 +143,8 @@ def predict(
         Path | None,
         typer.Option(metavar="FILE", help="Confidence map to write, 0 to 255.", show_default=False),
     ] = None,
+    recipe: opt.Recipe = None,
+    ssl: opt.Ssl = None,
     device: opt.Device = None,
     precision: opt.Precision = None,
     dense: opt.Dense = False,
@@ -159,7 +161,7 @@ def predict(
                 f"{given[0]} goes with a single volume, not with a study.",
                 hint="Give either STUDY, or --model, --image and --output.",
             )
-        options = {"device": device, "precision": precision, "dense": dense}
+        options = {"recipe": recipe, "ssl": ssl, "device": device, "precision": precision, "dense": dense}
         settings = opt.settings_from(options)
         if background:
             start_in_background("predict", study, options, yes=yes, json=json)

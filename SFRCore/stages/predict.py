@@ -12,10 +12,10 @@ from ..planning import digest
 from ..runtime.devices import Device
 from ..students import load_student
 from ..study import Case
-from ..volumes import Frame, Preprocessing
+from ..volumes import Frame, Preprocessing, VolumeCache
 from .context import DEFECTS, StageContext
 from .inference import as_images, describe, predict_by_student, summary
-from .lineage import student_folder, student_lineage
+from .lineage import STUDENT_INFO, student_folder
 
 STAGE = "predict"
 KIND = "prediction"
@@ -29,16 +29,15 @@ def predict(context: StageContext) -> dict[str, Any]:
     """
     context.begin(STAGE)
     study, settings = context.study, context.settings
-    lineage = student_lineage(context)
-    if lineage.existing is None:
-        raise InputError("No student is trained yet.", hint="Run the stage retrain first.")
-    identity = digest([lineage.model_identity(), settings.fast])
+    folder = _student(context)
+    network, info = load_student(folder)
+    identity = digest([info["made_by"]["model"], settings.fast])
     cases = study.unlabeled_cases() + study.test_cases()
     waiting = [case for case in cases if not _is_current(context, case, identity)]
     if not waiting:
         context.emit("skipped", message="Every case has a prediction of this student.")
         return {"skipped": True, "cases": len(cases)}
-    network, info = load_student(student_folder(context))
+    cache = VolumeCache(study.cache_dir, Preprocessing.from_dict(info["preprocessing"]))
     network = network.to(context.device.torch_device).eval()
     values = [item["value"] for item in info["structures"]]
     context.emit("started", total=len(waiting))
@@ -46,7 +45,7 @@ def predict(context: StageContext) -> dict[str, Any]:
     for index, case in enumerate(context.mine(waiting)):
         context.check_local()
         try:
-            volume = context.volume(case)
+            volume = cache.volume(case.id, context.image_path(case), identity=case.image_identity)
             found = predict_by_student(
                 network,
                 volume.image,
@@ -58,7 +57,7 @@ def predict(context: StageContext) -> dict[str, Any]:
                 check=context.check_local,
             )
             numbers = describe(found, values, volume.frame, volume.frame.native_spacing)
-            numbers["made_by"] = {"model": identity, "stage": STAGE, "student": student_folder(context).name}
+            numbers["made_by"] = {"model": identity, "stage": STAGE, "student": folder.name}
             label, confidence = as_images(found, values, volume.frame)
             study.write_result(case.id, KIND, label, confidence, numbers)
         except DEFECTS as error:
@@ -90,6 +89,17 @@ def predict_image(
     numbers = describe(found, values, frame, frame.native_spacing)
     label, confidence = as_images(found, values, frame)
     return label, confidence, numbers
+
+
+def _student(context: StageContext) -> Path:
+    """The student of this recipe and method, or else the one that was trained last."""
+    own = student_folder(context)
+    if (own / STUDENT_INFO).is_file():
+        return own
+    others = sorted(context.study.models_dir.glob(f"*/{STUDENT_INFO}"), key=lambda path: path.stat().st_mtime)
+    if not others:
+        raise InputError("No student is trained yet.", hint="Run the stage retrain first.")
+    return others[-1].parent
 
 
 def _is_current(context: StageContext, case: Case, identity: str) -> bool:

@@ -68,7 +68,9 @@ def main() -> None:
         for arm in wanted
     ]
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        list(pool.map(lambda job: run_arm(arguments, split, checkpoint, *job), jobs))
+        waiting = [pool.submit(run_arm, arguments, split, checkpoint, *job) for job in jobs]
+        for arm in waiting:
+            arm.result()
     print_table(arguments, wanted)
 
 
@@ -146,7 +148,8 @@ def run_arm(
         if arm.recipe == "baseline"
         else ["finetune", "pseudolabel", "retrain", "predict"]
     )
-    measured = {stage: sfr(stage, folder, *shared) for stage in stages}
+    chosen = [option for option in shared if option.startswith(("--recipe", "--ssl", "--device", "--dense"))]
+    measured = {stage: sfr(stage, folder, *(chosen if stage == "predict" else shared)) for stage in stages}
     scored = "unlabeled" if arguments.validate else "test"
     scores = _json("evaluate", str(folder), "--json", f"--cases={scored}", "--mode=strict")
     result: dict[str, Any] = {
