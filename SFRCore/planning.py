@@ -35,7 +35,7 @@ class CaseShape:
     shape: Triple
     spacing: tuple[float, float, float]
     least: float | None = None
-    zero_fraction: float = 0.0
+    zero_fraction: float | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def make_plan(
         step_every=preset.step_every,
         ramp=preset.ramp,
         reference_iterations=preset.reference_iterations,
-        reference_stride=preset.reference_stride or _quarter(patch),
+        reference_stride=_reference_stride(preset, patch),
         reasons=tuple(reasons),
     )
 
@@ -172,8 +172,10 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def _quarter(patch: Triple) -> Triple:
-    return (max(1, patch[0] // 4), max(1, patch[1] // 4), max(1, patch[2] // 4))
+def _reference_stride(preset: Preset, patch: Triple) -> Triple:
+    """The reference's stride, at most the patch that the user may have made smaller; else a quarter of it."""
+    stride = preset.reference_stride or (patch[0] // 4, patch[1] // 4, patch[2] // 4)
+    return (min(stride[0], patch[0]), min(stride[1], patch[1]), min(stride[2], patch[2]))
 
 
 def _extent(case: CaseShape, spacing: tuple[float, float, float] | None) -> list[float]:
@@ -216,7 +218,8 @@ def _normalisation(
             "Values look like Hounsfield units (CT): they are cut to a soft-tissue window, -125 to 275."
         )
         return Normalisation("ct_window", low=-125.0, high=275.0)
-    if np.median([case.zero_fraction for case in cases]) > 0.4:
+    zeros = [case.zero_fraction for case in cases if case.zero_fraction is not None]
+    if zeros and np.median(zeros) > 0.4:
         reasons.append(
             "Nearly half of every volume is exactly 0: brightness is normalised over the rest (z-score)."
         )

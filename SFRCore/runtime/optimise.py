@@ -21,6 +21,10 @@ class Optimisation:
             self.model = model
         self.optimizer = device.accelerator.prepare_optimizer(optimizer)
 
+    def close(self) -> None:
+        """Let accelerate forget model and optimiser, which it would keep in memory for good."""
+        self.device.accelerator.free_memory()
+
     def set_rate(self, rate: float) -> None:
         """Set the learning rate of every group, times the group's own ``rate_factor`` if it has one."""
         for group in self.optimizer.param_groups:

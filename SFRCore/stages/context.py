@@ -12,7 +12,7 @@ import torch
 
 from ..errors import Cancelled, SFRError
 from ..planning import Plan
-from ..runtime.devices import Device
+from ..runtime.devices import Device, explained_memory, is_out_of_memory
 from ..runtime.jobs import Worker
 from ..settings import Settings
 from ..study import Case, Study
@@ -94,12 +94,16 @@ class StageContext:
     def image_path(self, case: Case) -> Path:
         return self.study.image_path(case.id)
 
-    def volume(self, case: Case, label_path: Path | None = None) -> CachedVolume:
+    def volume(
+        self, case: Case, label_path: Path | None = None, *, cache: VolumeCache | None = None
+    ) -> CachedVolume:
         """The preprocessed volume of a case, from the cache; raises SFRError where it cannot be read.
 
-        One that can be read again is no longer flagged.
+        ``cache`` takes the place of the plan's own, for a model of another preprocessing. A case that can be
+        read again is no longer flagged.
         """
-        volume = self.cache.volume(
+        cache = cache or self.cache
+        volume = cache.volume(
             case.id, self.image_path(case), label_path, identity=case.image_identity or None
         )
         if case.problem:
@@ -123,9 +127,10 @@ class StageContext:
 
     def leave_out(self, case: Case, error: BaseException) -> None:
         """Flag a case that cannot be used, unless the failure is not the case's own fault."""
+        if is_out_of_memory(error):
+            with explained_memory(self.device, f"working on case {case.id}"):
+                raise error
         if isinstance(error, SFRError) and error.exit_code == 4:
-            raise error
-        if isinstance(error, MemoryError):
             raise error
         message = error.message if isinstance(error, SFRError) else f"{type(error).__name__}: {error}"
         hint = error.hint if isinstance(error, SFRError) else ""
@@ -133,6 +138,19 @@ class StageContext:
         self.study.flag(case.id, message)
         self.warn(f"Case {case.id} is left out: {message}", code="case", hint=hint, case=case.id)
 
-    def mine(self, cases: list[Case]) -> list[Case]:
-        """The part of the cases that this process works on, of several."""
-        return cases[self.device.rank :: self.device.processes]
+    def share(self, cases: list[Case]) -> tuple[list[Case], list[Case]]:
+        """The cases that wait, as the main process sees them, and this process's part of them."""
+        if self.device.processes > 1:
+            from accelerate.utils import broadcast_object_list
+
+            ids = set(broadcast_object_list([[case.id for case in cases]])[0])
+            self.study.reload()
+            cases = [case for case in self.study.cases.values() if case.id in ids]
+        return cases, cases[self.device.rank :: self.device.processes]
+
+    def total_of(self, count: int) -> int:
+        """The sum of a count over all processes, which wait for each other here."""
+        if self.device.processes == 1:
+            return count
+        counted = torch.tensor([count], device=self.device.torch_device)
+        return int(self.device.accelerator.reduce(counted, reduction="sum"))

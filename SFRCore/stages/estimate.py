@@ -147,7 +147,9 @@ def _sam(context: StageContext) -> Probabilities:
 
 def _median_shape(context: StageContext) -> Sequence[int]:
     """The median shape (X, Y, Z) of some labeled volumes, after resampling."""
-    shapes = [context.volume(case).frame.shape for case in context.study.labeled_cases()[:SHAPES]]
+    cases = context.study.labeled_cases()[:SHAPES]
+    volumes = context.readable(cases, lambda case: None, "looking at volumes")
+    shapes = [volume.frame.shape for volume in volumes.values()] or [context.plan.patch]
     return [int(side) for side in np.median(shapes, axis=0)]
 
 

@@ -142,6 +142,7 @@ class FineTuner:
 
     def close(self) -> None:
         self.stack.close()
+        self.optimisation.close()
 
     def _loss(self, logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
         target = torch.where(valid, labels, torch.zeros_like(labels))

@@ -132,8 +132,8 @@ def describe(
 ) -> dict[str, Any]:
     """The numbers of a result.
 
-    ``probabilities`` (C, X, Y, Z) with background first, ``values`` the study's values of classes 1..C-1,
-    ``spacing`` in millimetres. Mean confidence is Eq. 8 of the paper; the expected Dice of a structure is
+    ``probabilities`` (C, X, Y, Z) on the file's own grid with background first, ``values`` the study's values
+    of classes 1..C-1, ``spacing`` in millimetres. Mean confidence is Eq. 8 of the paper; the expected Dice of a structure is
     2 sum(p y) / (sum p + sum y), 0 where it was not found.
     """
     label = probabilities.argmax(0)
@@ -155,7 +155,7 @@ def describe(
     means = confidence.mean(axis=(0, 1), dtype=np.float64)
     slices = [
         {
-            "index": frame.slice_to_original(z)[1],
+            "index": frame.native_slice(z)[1],
             "mean_confidence": round(float(means[z]), 5),
             "doubt": round(float(per_slice[z]), 3),
         }
@@ -167,7 +167,7 @@ def describe(
         "expected_dice_by_structure": expected,
         "volume_ml": volumes,
         "slices": slices,
-        "slice_axis": frame.slice_to_original(0)[0],
+        "slice_axis": frame.native_slice(0)[0],
         "doubtful_slice": slices[int(per_slice.argmax())]["index"],
     }
 

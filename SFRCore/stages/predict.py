@@ -33,7 +33,7 @@ def predict(context: StageContext) -> dict[str, Any]:
     network, info = load_student(folder)
     identity = digest([info["made_by"]["model"], settings.fast])
     cases = study.unlabeled_cases() + study.test_cases()
-    waiting = [case for case in cases if not _is_current(context, case, identity)]
+    waiting, mine = context.share([case for case in cases if not _is_current(context, case, identity)])
     if not waiting:
         context.emit("skipped", message="Every case has a prediction of this student.")
         return {"skipped": True, "cases": len(cases)}
@@ -42,10 +42,10 @@ def predict(context: StageContext) -> dict[str, Any]:
     values = [item["value"] for item in info["structures"]]
     context.emit("started", total=len(waiting))
     done = 0
-    for index, case in enumerate(context.mine(waiting)):
+    for index, case in enumerate(mine):
         context.check_local()
         try:
-            volume = cache.volume(case.id, context.image_path(case), identity=case.image_identity)
+            volume = context.volume(case, cache=cache)
             found = predict_by_student(
                 network,
                 volume.image,
@@ -65,8 +65,8 @@ def predict(context: StageContext) -> dict[str, Any]:
             continue
         done += 1
         context.emit("case", id=case.id, path=f"predictions/{case.id}.nrrd", **summary(numbers))
-        context.emit("progress", step=index + 1, total=len(waiting))
-    context.device.accelerator.wait_for_everyone()
+        context.emit("progress", step=index + 1, total=len(mine))
+    done = context.total_of(done)
     if context.main:
         study.write_confidence_table(KIND)
     if done == 0 and len(waiting) == len(cases):

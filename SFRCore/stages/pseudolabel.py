@@ -48,7 +48,7 @@ def pseudolabel(context: StageContext) -> dict[str, Any]:
         raise InputError(
             "The study has no unlabeled volumes to pseudo-label.", hint="Add volumes without labels."
         )
-    waiting = [case for case in cases if not is_current(context, case, model_identity)]
+    waiting, mine = context.share([case for case in cases if not is_current(context, case, model_identity)])
     if not waiting:
         context.emit("skipped", message="Every unlabeled case has a pseudo-label of this foundation.")
         return {"skipped": True, "cases": len(cases)}
@@ -56,7 +56,7 @@ def pseudolabel(context: StageContext) -> dict[str, Any]:
     stride = tuple(max(1, side // 2) for side in plan.patch)
     context.emit("started", total=len(waiting))
     done = 0
-    for index, case in enumerate(context.mine(waiting)):
+    for index, case in enumerate(mine):
         context.check_local()
         try:
             volume = context.volume(case)
@@ -79,8 +79,8 @@ def pseudolabel(context: StageContext) -> dict[str, Any]:
             continue
         done += 1
         context.emit("case", id=case.id, path=f"pseudo_labels/{case.id}.nrrd", **summary(numbers))
-        context.emit("progress", step=index + 1, total=len(waiting))
-    context.device.accelerator.wait_for_everyone()
+        context.emit("progress", step=index + 1, total=len(mine))
+    done = context.total_of(done)
     if context.main:
         study.write_confidence_table(KIND)
     if done == 0 and len(waiting) == len(cases):

@@ -145,6 +145,8 @@ class Retrainer:
 
     def close(self) -> None:
         self.stack.close()
+        if self.optimisation is not None:
+            self.optimisation.close()
 
     def _enter(self, phase: Phase, anchor: dict[str, Tensor] | None) -> None:
         """Begin a phase: its pseudo-labels, networks, optimiser and stream of batches."""
@@ -157,12 +159,13 @@ class Retrainer:
             self.predicted = self._predict_unlabeled()
         else:
             self.anchor = None
-        first = self.phase is None
         self.method.begin(phase)
-        if first and self.parent_weights is not None and phase is self.phases[0]:
+        if self.parent_weights is not None and (phase.restart or phase is self.phases[0]):
             self.method.student.load_state_dict(dict(self.parent_weights))
         self.phase = phase
         device = self.context.device
+        if self.optimisation is not None:
+            self.optimisation.close()
         self.method.to(device.torch_device, memory_format=torch.channels_last_3d).train()  # type: ignore[call-overload]
         groups = self.method.parameter_groups(phase)
         optimizer = torch.optim.SGD(groups, lr=phase.base_rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)

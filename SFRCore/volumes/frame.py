@@ -128,6 +128,13 @@ class Frame:
         native = min(int((z + 0.5) * count / self.shape[2]), count - 1)
         return self.axes[2], count - 1 - native if self.flips[2] else native
 
+    def native_slice(self, z: int) -> tuple[int, int]:
+        """(axis, index) of the file's slice that slice ``z`` of an array of ``native_shape`` is."""
+        count = self.native_shape[2]
+        if not 0 <= z < count:
+            raise ValueError(f"slice {z} is outside 0 to {count - 1}")
+        return self.axes[2], count - 1 - z if self.flips[2] else z
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; numbers survive exactly."""
         g = self.geometry

@@ -224,3 +224,13 @@ def test_real_volumes_return_exactly(name: str) -> None:
         back = frame.to_image(frame.to_internal(image), np.int16)
         assert Geometry.of(back) == Geometry.of(image)
         assert np.array_equal(sitk.GetArrayViewFromImage(back), sitk.GetArrayViewFromImage(image))
+
+
+def test_native_slices_are_the_files_own_also_where_voxels_are_resampled() -> None:
+    image = sitk.Image(12, 10, 30, sitk.sitkInt16)
+    image.SetDirection((1, 0, 0, 0, 1, 0, 0, 0, -1))
+    frame = Frame.of(image, stack_axis=2, spacing=(1.0, 1.0, 2.0))
+    assert frame.shape[2] == 15 and frame.native_shape[2] == 30
+    assert [frame.native_slice(z)[1] for z in range(30)] == list(range(29, -1, -1))
+    with pytest.raises(ValueError, match="outside 0 to 29"):
+        frame.native_slice(30)

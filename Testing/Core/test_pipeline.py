@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from SFRCore import api
-from SFRCore.errors import Cancelled, InputError
+from SFRCore.errors import Cancelled, InputError, OutOfMemory
 from SFRCore.runtime import loop
 from SFRCore.runtime.events import read_events
 from SFRCore.stages.inference import as_images, describe
@@ -221,6 +221,43 @@ def test_the_baseline_needs_no_foundation(tmp_path: Path, cohort: tuple[Path, Pa
     assert set(done["stages"]) == {"retrain", "predict"}
     assert not (study.root / "models" / "foundation").exists()
     assert (study.root / "models" / f"baseline-{ssl}" / "student.safetensors").is_file()
+
+
+@pytest.mark.parametrize("preset", ["btcv", "uniform"])
+def test_resampled_studies_come_back_on_the_files_grid(
+    tmp_path: Path, cohort: tuple[Path, Path], preset: str
+) -> None:
+    study = make_study(tmp_path / "study", cohort)
+    run(study, recipe="baseline", ssl="supervised", preset=preset, iterations_retrain=2)
+    for case in study.unlabeled_cases() + study.test_cases():
+        assert not study.case(case.id).problem
+        result = study.result(case.id, "prediction")
+        assert result is not None
+        image = sitk.ReadImage(str(study.image_path(case.id)))
+        assert sitk.ReadImage(str(result.label_path)).GetSize() == image.GetSize()
+        assert sorted(one["index"] for one in result.slices) == list(range(len(result.slices)))
+        assert len(result.slices) == image.GetSize()[result.extra["slice_axis"]]
+
+
+def test_memory_that_runs_out_is_no_case_s_fault(
+    tmp_path: Path, cohort: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from SFRCore.stages import predict
+
+    study = make_study(tmp_path / "study", cohort)
+    run(study, recipe="baseline", iterations_retrain=1)
+    for path in study.root.glob("predictions/*.json"):
+        path.unlink()
+
+    def full(*arguments: Any, **named: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(predict, "predict_by_student", full)
+    with pytest.raises(OutOfMemory) as caught:
+        api.run_stage(study, "predict", **(SETTINGS | {"recipe": "baseline"}))
+    assert caught.value.exit_code == 4
+    study.reload()
+    assert not any(case.problem for case in study.cases.values())
 
 
 @pytest.mark.parametrize("tuning", ["lora", "decoder"])

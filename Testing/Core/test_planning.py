@@ -27,7 +27,7 @@ def planned(preset: str, cases: list[CaseShape], **changes: object) -> Plan:
     return make_plan(settings, preset, cases, **(arguments | changes))  # type: ignore[arg-type]
 
 
-def volumes(*shapes: tuple[int, int, int], least: float = 0.0, zero: float = 0.0) -> list[CaseShape]:
+def volumes(*shapes: tuple[int, int, int], least: float = 0.0, zero: float | None = None) -> list[CaseShape]:
     return [CaseShape(shape, (1.0, 1.0, 1.0), least, zero) for shape in shapes]
 
 
@@ -128,3 +128,14 @@ def test_what_cannot_be_planned_is_refused_in_a_sentence() -> None:
 
 def test_every_preset_says_what_it_is_for() -> None:
     assert all(preset.summary and preset.name == name for name, preset in PRESETS.items())
+
+
+def test_a_smaller_patch_takes_its_stride_along() -> None:
+    plan = planned("brats", volumes((180, 140, 88)), settings=Settings(patch=(48, 48, 32)))
+    assert plan.reference_stride == (48, 48, 32)
+
+
+def test_volumes_of_which_only_the_header_is_known_do_not_outvote_the_others() -> None:
+    headers = [CaseShape((64, 64, 64), (1.0, 1.0, 1.0)) for _ in range(20)]
+    looked = volumes(*[(64, 64, 64)] * 4, zero=0.7)
+    assert planned("auto", headers + looked).preprocessing.normalisation.kind == "zscore_nonzero"
