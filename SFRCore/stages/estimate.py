@@ -23,7 +23,7 @@ from ..students.sliding_window import window_starts
 from . import finetune, retrain
 from .context import StageContext
 from .inference import Probabilities, network_probabilities, stitched_probabilities, student_windows
-from .lineage import foundation_lineage, student_lineage, uses_pseudo_labels
+from .lineage import foundation_lineage, is_current, student_lineage, uses_pseudo_labels
 
 STEPS = 3
 LONG_SECONDS = 12 * 3600.0
@@ -43,7 +43,7 @@ def estimate(context: StageContext, stages: tuple[str, ...]) -> dict[str, Any]:
     per_stage: dict[str, float] = {}
     if "finetune" in stages and not foundation_lineage(context).is_done():
         per_stage["finetune"] = _finetune_seconds(context)
-    stale = bool(per_stage)
+    stale = bool(per_stage.get("finetune"))
     if "pseudolabel" in stages:
         per_stage["pseudolabel"] = _pseudolabel_seconds(context, stale)
     stale = stale or bool(per_stage.get("pseudolabel"))
@@ -76,7 +76,11 @@ def refuse_long(context: StageContext, found: dict[str, Any]) -> None:
 
 def _finetune_seconds(context: StageContext) -> float:
     lineage = foundation_lineage(context)
-    tuner = finetune.prepare(context, lineage)
+    volumes = finetune.labeled_volumes(context)
+    lineage = lineage.made_of(volumes)
+    if lineage.is_done():
+        return 0.0
+    tuner = finetune.prepare(context, lineage, volumes)
     total = tuner.total
     try:
         if tuner.tuning == "decoder":
@@ -99,7 +103,7 @@ def _retrain_seconds(context: StageContext) -> float:
     if context.settings.ssl == "supervised":
         unguided = context
     lineage = student_lineage(unguided)
-    trainer = retrain.prepare(unguided, replace(lineage, parent=None))
+    trainer = retrain.prepare(unguided, replace(lineage, existing=None), *retrain.training_volumes(unguided))
     continues = student_lineage(context).parent is not None
     try:
         seconds = measure(trainer, context.device, unguided, STEPS)
@@ -113,7 +117,8 @@ def _retrain_seconds(context: StageContext) -> float:
 
 def _pseudolabel_seconds(context: StageContext, stale: bool) -> float:
     cases = context.study.unlabeled_cases()
-    waiting = [case for case in cases if stale or context.study.result(case.id, "pseudo_label") is None]
+    model_identity = foundation_lineage(context).model_identity()
+    waiting = [case for case in cases if stale or not is_current(context, case, model_identity)]
     if not waiting:
         return 0.0
     stride = tuple(max(1, side // 2) for side in context.plan.patch)

@@ -30,6 +30,7 @@ from ..volumes import CachedVolume, bezier_intensity
 from .context import StageContext
 from .data import CANVAS, LABELED, CropSource
 from .lineage import Lineage, foundation_lineage, shortened
+from .survey import keep_plan
 
 STAGE = "finetune"
 STAGE_SEED = 1
@@ -198,11 +199,16 @@ def finetune(context: StageContext) -> dict[str, Any]:
     """
     context.begin(STAGE)
     lineage = foundation_lineage(context)
+    volumes: dict[str, CachedVolume] = {}
+    if not lineage.is_done():
+        volumes = labeled_volumes(context)
+        lineage = lineage.made_of(volumes)
+    keep_plan(context.study, context.settings)
     if lineage.is_done():
         context.emit("skipped", message="The foundation is already tuned on these labels.")
         return {"skipped": True}
     _say_what_to_expect(context, lineage)
-    tuner = prepare(context, lineage)
+    tuner = prepare(context, lineage, volumes)
     identity = lineage.training_identity()
     checkpoints = Checkpoints(context.study.runs_dir, context.run_dir, STAGE, identity)
     context.emit(
@@ -235,7 +241,7 @@ def _say_what_to_expect(context: StageContext, lineage: Lineage) -> None:
                 code="frozen_random",
                 hint="Leave the tuning open, and every weight is trained.",
             )
-    elif lineage.tuning == "decoder" and context.settings.tuning is None:
+    elif lineage.tuning == "decoder" and context.settings.tuning is None and not context.device.is_gpu:
         context.warn(
             "Without a GPU only the decoder of the foundation is tuned; the paper tunes it with LoRA.",
             code="decoder_only",
@@ -243,8 +249,8 @@ def _say_what_to_expect(context: StageContext, lineage: Lineage) -> None:
         )
 
 
-def prepare(context: StageContext, lineage: Lineage) -> FineTuner:
-    """The fine-tuning of this run, before its first step."""
+def labeled_volumes(context: StageContext) -> dict[str, CachedVolume]:
+    """The labeled cases that can be read, by id; InputError where there is none."""
     labeled = context.study.labeled_cases()
     volumes = context.readable(
         labeled, lambda case: context.study.label_path(case.id), "reading labeled volumes"
@@ -253,6 +259,11 @@ def prepare(context: StageContext, lineage: Lineage) -> FineTuner:
         raise InputError(
             "No labeled case can be used for fine-tuning.", hint="Mark at least one volume as labeled."
         )
+    return volumes
+
+
+def prepare(context: StageContext, lineage: Lineage, volumes: Mapping[str, CachedVolume]) -> FineTuner:
+    """The fine-tuning of this run, before its first step."""
     settings, plan = context.settings, context.plan
     tuning = lineage.tuning
     total = plan.iterations_finetune

@@ -2,15 +2,16 @@
 
 A model is made by a *recipe* (settings that a change of which means starting anew) from *data* (labels,
 and the models before it). Same recipe and data: done. Same recipe, other data: continued from its weights
-with a fifth of the iterations. Another recipe: from the start.
+with a fifth of the iterations. Another recipe, or weights that have seen the label of what is a test case
+now: from the start.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ..errors import InputError
 from ..planning import digest
 from ..runtime.files import file_identity, read_json
 from ..ssl import get_method
+from ..study import Case
 from ..study.folder import FileStamp, file_stamp
 from .context import StageContext
 
@@ -29,21 +31,55 @@ STUDENT_INFO = "student.json"
 
 @dataclass(frozen=True)
 class Lineage:
-    """The identity of one model: ``folder`` holds it, ``parent`` names the one it goes on from."""
+    """The identity of one model.
+
+    ``folder`` holds it, ``made_from`` is its data: at first all labels and unlabeled cases of the study, then
+    (:meth:`made_of`) those that could be read. ``existing`` says what made the model that is in the folder
+    now, ``inherited`` names cases whose labels shaped the pseudo-labels, ``tests`` the study's test cases.
+    """
 
     folder: Path
     recipe: str
-    data: str
     settings: Mapping[str, Any]
-    parent: str | None
+    made_from: Mapping[str, Any]
     existing: Mapping[str, Any] | None
+    inherited: frozenset[str]
+    tests: frozenset[str]
     tuning: str = ""
 
+    @property
+    def data(self) -> str:
+        """Fingerprint of the data."""
+        return digest(self.made_from)
+
+    @property
+    def leaks(self) -> bool:
+        """Whether the model in the folder has seen the label of what is a test case now."""
+        return self.existing is not None and not self.tests.isdisjoint(_seen(self.existing))
+
+    @property
+    def parent(self) -> str | None:
+        """The model whose weights this one goes on from; None where it starts anew."""
+        existing = self.existing
+        if existing is None or self.leaks or existing["recipe"] != self.recipe:
+            return None
+        return str(existing["model"]) if existing["data"] != self.data else None
+
     def is_done(self) -> bool:
-        return self.existing is not None and (self.existing["recipe"], self.existing["data"]) == (
-            self.recipe,
-            self.data,
+        existing = self.existing
+        return (
+            existing is not None
+            and not self.leaks
+            and (existing["recipe"], existing["data"]) == (self.recipe, self.data)
         )
+
+    def made_of(self, labeled: Collection[str], unlabeled: Collection[str] = ()) -> Lineage:
+        """The same with only those cases that can really be used."""
+        made_from = dict(self.made_from)
+        made_from["labels"] = [pair for pair in made_from["labels"] if pair[0] in labeled]
+        if "unlabeled" in made_from:
+            made_from["unlabeled"] = [case for case in made_from["unlabeled"] if case in unlabeled]
+        return replace(self, made_from=made_from)
 
     def training_identity(self) -> str:
         """Fingerprint of the training that makes this model: what its checkpoints belong to."""
@@ -54,7 +90,10 @@ class Lineage:
         return "" if self.existing is None else str(self.existing["model"])
 
     def made_by(self, *, iterations: int) -> dict[str, Any]:
-        """What is written beside the model."""
+        """What is written beside the model; ``seen`` are the cases whose labels have shaped its weights."""
+        seen = {str(case) for case, _ in self.made_from["labels"]} | self.inherited
+        if self.existing is not None and self.parent is not None:
+            seen |= _seen(self.existing)
         return {
             "program": f"SFR {__version__}",
             "time": time.time(),
@@ -64,6 +103,7 @@ class Lineage:
             "model": digest([self.recipe, self.data, self.parent, iterations]),
             "iterations": iterations,
             "settings": dict(self.settings),
+            "seen": sorted(seen),
         }
 
 
@@ -83,10 +123,13 @@ def student_folder(context: StageContext) -> Path:
 
 def foundation_lineage(context: StageContext) -> Lineage:
     settings, plan = context.settings, context.plan
-    tuning = settings.tuning or default_tuning(context)
+    folder = foundation_folder(context)
+    existing = _existing(context, folder / FOUNDATION_INFO)
+    identity = foundation_identity(settings.foundation)
+    tuning = settings.tuning or default_tuning(context, identity, existing)
     recipe = {
         "stage": "finetune",
-        "foundation": foundation_identity(settings.foundation),
+        "foundation": identity,
         "tuning": tuning,
         "seed": settings.seed,
         "faithful": settings.faithful,
@@ -99,8 +142,45 @@ def foundation_lineage(context: StageContext) -> Lineage:
         "batch": plan.finetune_batch,
         "iterations": plan.iterations_finetune,
     }
-    data = {"labels": labels(context)}
-    return _lineage(context, foundation_folder(context), FOUNDATION_INFO, recipe, data, tuning)
+    return Lineage(
+        folder=folder,
+        recipe=digest(recipe),
+        settings=recipe,
+        made_from={"labels": labels(context)},
+        existing=existing,
+        inherited=frozenset(),
+        tests=_tests(context),
+        tuning=tuning,
+    )
+
+
+def tuned_foundation(context: StageContext) -> Lineage:
+    """The lineage of the foundation that is in the study.
+
+    Raises InputError where there is none, it was tuned with other settings than this run's, or it has seen
+    the label of what is a test case now.
+    """
+    lineage = foundation_lineage(context)
+    if lineage.existing is None:
+        raise InputError("The foundation is not tuned yet.", hint="Run the stage finetune first.")
+    if lineage.existing["recipe"] != lineage.recipe:
+        before = lineage.existing.get("settings", {})
+        others = [name for name, new in lineage.settings.items() if digest(before.get(name)) != digest(new)]
+        raise InputError(
+            f"The foundation in {lineage.folder} was tuned with other settings ({', '.join(others)}).",
+            hint="Give the settings of the fine-tuning, or run the stage finetune with these.",
+        )
+    refuse_leak(lineage)
+    return lineage
+
+
+def refuse_leak(foundation: Lineage) -> None:
+    """Raise InputError where pseudo-labels of the foundation would tell of a test case's label."""
+    if foundation.leaks:
+        raise InputError(
+            f"The foundation in {foundation.folder} has learned from what is a test case now.",
+            hint="Run the stage finetune again: it starts anew.",
+        )
 
 
 def student_lineage(context: StageContext) -> Lineage:
@@ -125,17 +205,42 @@ def student_lineage(context: StageContext) -> Lineage:
         "iterations": plan.iterations_retrain,
     }
     data: dict[str, Any] = {"labels": labels(context)}
+    inherited: frozenset[str] = frozenset()
     if get_method(settings.ssl).uses_unlabeled or guided:
-        data["unlabeled"] = [case.id for case in context.study.unlabeled_cases()]
+        data["unlabeled"] = [case.id for case in unlabeled_for_training(context)]
     if guided:
-        data["foundation"] = foundation_lineage(context).model_identity()
-        data["rejected"] = [case.id for case in context.study.unlabeled_cases() if case.review == "rejected"]
-    return _lineage(context, student_folder(context), STUDENT_INFO, recipe, data)
+        foundation = foundation_lineage(context)
+        data["foundation"] = foundation.model_identity()
+        inherited = _seen(foundation.existing or {})
+    folder = student_folder(context)
+    return Lineage(
+        folder=folder,
+        recipe=digest(recipe),
+        settings=recipe,
+        made_from=data,
+        existing=_existing(context, folder / STUDENT_INFO),
+        inherited=inherited,
+        tests=_tests(context),
+    )
 
 
 def labels(context: StageContext) -> list[list[str | None]]:
     """The labeled cases with the newest label of each; a label file is never overwritten."""
     return [[case.id, case.label] for case in context.study.labeled_cases()]
+
+
+def unlabeled_for_training(context: StageContext) -> list[Case]:
+    """The unlabeled cases that a student may learn from; those with a rejected pseudo-label learn nothing
+    from it.
+    """
+    cases = context.study.unlabeled_cases()
+    return [case for case in cases if case.review != "rejected"] if uses_pseudo_labels(context) else cases
+
+
+def is_current(context: StageContext, case: Case, model_identity: str) -> bool:
+    """Whether the case has a pseudo-label, made by the foundation of that identity."""
+    result = context.study.result(case.id, "pseudo_label")
+    return result is not None and result.made_by.get("model") == model_identity
 
 
 def uses_pseudo_labels(context: StageContext) -> bool:
@@ -145,11 +250,16 @@ def uses_pseudo_labels(context: StageContext) -> bool:
     return "pseudolabel" in get_recipe(context.settings.recipe).stages and context.settings.pseudo_weight > 0
 
 
-def default_tuning(context: StageContext) -> str:
-    """LoRA as in the paper; every weight of a ``tiny``; the decoder alone where no GPU would bear LoRA."""
+def default_tuning(context: StageContext, identity: Any, existing: Mapping[str, Any] | None) -> str:
+    """As this foundation was tuned before, on whatever computer; else LoRA as in the paper, every weight of a
+    ``tiny``, or the decoder alone where no GPU would bear LoRA.
+    """
     from ..foundation.choice import foundation_spec
     from ..foundation.spec import SPECS
 
+    before = (existing or {}).get("settings", {})
+    if before.get("foundation") == identity and "tuning" in before:
+        return str(before["tuning"])
     if foundation_spec(context.settings.foundation).dim < SPECS["vit_b"].dim:
         return "full"
     return "lora" if context.device.is_gpu else "decoder"
@@ -167,29 +277,27 @@ def foundation_identity(name: str) -> Any:
             f"The foundation '{name}' is neither a known name nor a file.",
             hint=f"Known names: {', '.join(SPECS)}.",
         )
-    return file_identity(path)["sha256"]
+    return _sha256(path.resolve(), file_stamp(path))
 
 
-def _lineage(
-    context: StageContext,
-    folder: Path,
-    info: str,
-    recipe: Mapping[str, Any],
-    data: Mapping[str, Any],
-    tuning: str = "",
-) -> Lineage:
-    existing = None
-    if (folder / info).is_file():
-        try:
-            existing = _made_by(folder / info)
-        except InputError as error:
-            context.warn(f"{error.message} The model is made anew.", code="model")
-    recipe_digest, data_digest = digest(recipe), digest(data)
-    continues = (
-        existing is not None and existing["recipe"] == recipe_digest and existing["data"] != data_digest
-    )
-    parent = str(existing["model"]) if existing is not None and continues else None
-    return Lineage(folder, recipe_digest, data_digest, recipe, parent, existing, tuning)
+def _tests(context: StageContext) -> frozenset[str]:
+    return frozenset(case.id for case in context.study.test_cases())
+
+
+def _seen(made_by: Mapping[str, Any]) -> frozenset[str]:
+    """The cases whose labels have shaped a model's weights, also by way of earlier models."""
+    return frozenset(made_by.get("seen") or made_by.get("labeled") or made_by.get("cases") or ())
+
+
+def _existing(context: StageContext, path: Path) -> dict[str, Any] | None:
+    """What made the model that the JSON describes; None, with a warning, where it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        return _made_by(path)
+    except InputError as error:
+        context.warn(f"{error.message} The model is made anew.", code="model")
+        return None
 
 
 def _made_by(path: Path) -> dict[str, Any] | None:

@@ -15,21 +15,19 @@ from ..errors import InputError
 from ..foundation.store import load_tuned
 from ..foundation.tuning import merge
 from ..stitching import StitchLayout
-from ..study import Case
 from .context import DEFECTS, StageContext
 from .inference import Probabilities, as_images, describe, predict_volume, stitched_probabilities, summary
-from .lineage import foundation_folder, foundation_lineage
+from .lineage import is_current, tuned_foundation
 
 STAGE = "pseudolabel"
 KIND = "pseudo_label"
 
 
 def foundation_probabilities(context: StageContext) -> Probabilities:
-    """Class probabilities of crops by the tuned foundation of this study; InputError where there is none."""
-    folder = foundation_folder(context)
-    if foundation_lineage(context).existing is None:
-        raise InputError("The foundation is not tuned yet.", hint="Run the stage finetune first.")
-    model = merge(load_tuned(folder)).to(context.device.torch_device).eval()
+    """Class probabilities of crops by the tuned foundation of this study; InputError where there is none, or
+    not one of this run's settings.
+    """
+    model = merge(load_tuned(tuned_foundation(context).folder)).to(context.device.torch_device).eval()
     plan = context.plan
     return stitched_probabilities(model, StitchLayout(plan.patch, plan.canvas, plan.zoom), context.device)
 
@@ -38,11 +36,12 @@ def pseudolabel(context: StageContext) -> dict[str, Any]:
     """Write label map, confidence and numbers of every unlabeled case that has none by the present
     foundation.
 
-    Raises InputError where the foundation is not tuned, or no unlabeled case can be read.
+    Raises InputError where the foundation is not tuned, or with other settings, or no unlabeled case can be
+    read.
     """
     context.begin(STAGE)
     study, plan = context.study, context.plan
-    model_identity = foundation_lineage(context).model_identity()
+    model_identity = tuned_foundation(context).model_identity()
     cases = study.unlabeled_cases()
     if not cases:
         raise InputError(
@@ -89,12 +88,6 @@ def pseudolabel(context: StageContext) -> dict[str, Any]:
         )
     context.emit("finished_stage", cases=done)
     return {"skipped": False, "cases": done}
-
-
-def is_current(context: StageContext, case: Case, model_identity: str) -> bool:
-    """Whether the case's pseudo-label was made by the present foundation."""
-    result = context.study.result(case.id, KIND)
-    return result is not None and result.made_by.get("model") == model_identity
 
 
 def foundation_labels(context: StageContext) -> Callable[[Tensor], Tensor]:

@@ -37,7 +37,17 @@ from ..volumes import CachedVolume
 from .context import StageContext
 from .data import LABELED, UNLABELED, CropSource, make_batch
 from .inference import network_probabilities, student_windows
-from .lineage import Lineage, shortened, student_lineage, uses_pseudo_labels
+from .lineage import (
+    Lineage,
+    foundation_lineage,
+    is_current,
+    refuse_leak,
+    shortened,
+    student_lineage,
+    unlabeled_for_training,
+    uses_pseudo_labels,
+)
+from .survey import keep_plan
 
 STAGE = "retrain"
 STAGE_SEED = 2
@@ -284,10 +294,16 @@ def retrain(context: StageContext, online: Callable[[], PseudoLabeler] | None = 
     """
     context.begin(STAGE)
     lineage = student_lineage(context)
+    labeled: dict[str, CachedVolume] = {}
+    unlabeled: dict[str, CachedVolume] = {}
+    if not lineage.is_done():
+        labeled, unlabeled = training_volumes(context, cached=online is None)
+        lineage = lineage.made_of(labeled, unlabeled)
+    keep_plan(context.study, context.settings)
     if lineage.is_done():
         context.emit("skipped", message="The student is already trained on these labels.")
         return {"skipped": True}
-    trainer = prepare(context, lineage, online)
+    trainer = prepare(context, lineage, labeled, unlabeled, online)
     checkpoints = Checkpoints(context.study.runs_dir, context.run_dir, STAGE, lineage.training_identity())
     context.emit(
         "started",
@@ -308,12 +324,19 @@ def retrain(context: StageContext, online: Callable[[], PseudoLabeler] | None = 
     return {"skipped": False, "iterations": trainer.total, "continued_at": begin}
 
 
-def prepare(
-    context: StageContext, lineage: Lineage, online: Callable[[], PseudoLabeler] | None = None
-) -> Retrainer:
-    """The re-training of this run, before its first step. ``online`` makes its pseudo-labeler."""
+def training_volumes(
+    context: StageContext, *, cached: bool = True
+) -> tuple[dict[str, CachedVolume], dict[str, CachedVolume]]:
+    """The labeled and the unlabeled cases that a student can learn from, by id.
+
+    Where the recipe has pseudo-labels, and they are ``cached``, an unlabeled case counts if it has one by the
+    present foundation.
+    Raises InputError where no labeled case can be used, or no pseudo-label is there for a recipe that needs
+    them, or the foundation has seen the label of a test case.
+    """
     study = context.study
     guided = uses_pseudo_labels(context)
+    cached = cached and guided
     labeled = context.readable(
         study.labeled_cases(), lambda case: study.label_path(case.id), "reading labeled volumes"
     )
@@ -322,30 +345,44 @@ def prepare(
             "No labeled case can be used for training the student.",
             hint="Mark at least one volume as labeled.",
         )
-    unlabeled: dict[str, CachedVolume] = {}
-    if get_method(context.settings.ssl).uses_unlabeled or guided:
-        cases = study.unlabeled_cases()
-        cached = guided and online is None
-        if guided:
-            cases = [case for case in cases if case.review != "rejected"]
-        if cached:
-            found = {case.id: study.result(case.id, "pseudo_label") for case in cases}
-            missing = [case.id for case in cases if found[case.id] is None]
-            if missing and len(missing) == len(cases):
-                raise InputError(
-                    "No unlabeled case has a pseudo-label yet.",
-                    hint="Run the stages finetune and pseudolabel first.",
+    if not (get_method(context.settings.ssl).uses_unlabeled or guided):
+        return labeled, {}
+    cases = unlabeled_for_training(context)
+    if cached:
+        foundation = foundation_lineage(context)
+        refuse_leak(foundation)
+        ready = {case.id for case in cases if is_current(context, case, foundation.model_identity())}
+        if cases and not ready:
+            raise InputError(
+                "No unlabeled case has a pseudo-label of the present foundation.",
+                hint="Run the stages finetune and pseudolabel first.",
+            )
+        for case in cases:
+            if case.id not in ready and not case.problem:  # a problem was said when labelling failed
+                context.warn(
+                    f"Case {case.id} has no pseudo-label of the present foundation and is left out of "
+                    "training.",
+                    hint="Run the stage pseudolabel.",
+                    case=case.id,
                 )
-            for case_id in missing:
-                if study.case(case_id).problem:
-                    continue  # said when its pseudo-label could not be made
-                context.warn(f"Case {case_id} has no pseudo-label and is left out of training.", case=case_id)
-            cases = [case for case in cases if found[case.id] is not None]
-        unlabeled = context.readable(
-            cases,
-            lambda case: found[case.id].label_path if cached else None,  # type: ignore[union-attr]
-            "reading unlabeled volumes",
-        )
+        cases = [case for case in cases if case.id in ready]
+    unlabeled = context.readable(
+        cases,
+        lambda case: study.result_paths(case.id, "pseudo_label")[0] if cached else None,
+        "reading unlabeled volumes",
+    )
+    return labeled, unlabeled
+
+
+def prepare(
+    context: StageContext,
+    lineage: Lineage,
+    labeled: Mapping[str, CachedVolume],
+    unlabeled: Mapping[str, CachedVolume],
+    online: Callable[[], PseudoLabeler] | None = None,
+) -> Retrainer:
+    """The re-training of this run, before its first step. ``online`` makes its pseudo-labeler."""
+    guided = uses_pseudo_labels(context)
     total = context.plan.iterations_retrain
     weights = None
     if lineage.parent is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -22,46 +23,57 @@ LOOKED_INTO = 12
 SAMPLES = 20000
 
 
+_new: dict[Path, Plan] = {}
+"""Plans made in this process that no training began with yet."""
+
+
 def plan_for(study: Study, settings: Settings, device: Device) -> Plan:
-    """The study's plan: the one its models were made by, while preset, foundation and structures stay the
-    same.
+    """The study's plan: the one its models were made by, while preset, patch, foundation and structures stay
+    the same; it is kept when the first training with it begins (:func:`keep_plan`).
 
     Raises InputError where no volume can be read or the preset is unknown.
     """
     if device.processes > 1:
         from accelerate.utils import broadcast_object_list
 
-        made = [_plan_on_disk(study, settings, device).to_dict() if device.is_main else None]
+        made = [_plan_or_survey(study, settings, device).to_dict() if device.is_main else None]
         plan = Plan.from_dict(broadcast_object_list(made)[0])  # type: ignore[arg-type]
     else:
-        plan = _plan_on_disk(study, settings, device)
+        plan = _plan_or_survey(study, settings, device)
     return with_settings(plan, settings)
 
 
-def _plan_on_disk(study: Study, settings: Settings, device: Device) -> Plan:
-    """The saved plan, or a new one that is saved; without this run's iterations."""
-    from ..foundation.choice import foundation_spec
+def keep_plan(study: Study, settings: Settings) -> None:
+    """Write a plan that was made in this process: from now on models depend on it, on any computer."""
+    path = _plan_path(study, settings)
+    plan = _new.pop(path, None)
+    if plan is not None:
+        write_json(path, plan.to_dict())
 
-    preset_name = settings.preset or study.preset
-    spec = foundation_spec(settings.foundation)
-    values = sorted(structure.value for structure in study.structures)
-    key = digest([preset_name, settings.patch, spec.canvas, spec.patch, values, device.is_gpu])
-    path = study.models_dir / "plan.json"
+
+def _plan_or_survey(study: Study, settings: Settings, device: Device) -> Plan:
+    """The saved plan, or a new one; without this run's iterations."""
+    path = _plan_path(study, settings)
     if path.is_file():
-        saved = read_json(path)
-        if saved.get("key") == key:
-            return Plan.from_dict(saved["plan"])
-    plan = _survey(
-        study, settings.with_(iterations_finetune=None, iterations_retrain=None), device, preset_name, values
-    )
-    write_json(path, {"key": key, "plan": plan.to_dict()})
-    return plan
+        _new.pop(path, None)
+        return Plan.from_dict(read_json(path))
+    _new[path] = _survey(study, settings.with_(iterations_finetune=None, iterations_retrain=None), device)
+    return _new[path]
 
 
-def _survey(study: Study, settings: Settings, device: Device, preset_name: str, values: list[int]) -> Plan:
+def _plan_path(study: Study, settings: Settings) -> Path:
     from ..foundation.choice import foundation_spec
 
-    preset = get_preset(preset_name)
+    spec = foundation_spec(settings.foundation)
+    key = digest([settings.preset or study.preset, settings.patch, spec.canvas, spec.patch, study.values])
+    return study.models_dir / f"plan-{key}.json"
+
+
+def _survey(study: Study, settings: Settings, device: Device) -> Plan:
+    from ..foundation.choice import foundation_spec
+
+    preset = get_preset(settings.preset or study.preset)
+    values = study.values
     infos = {}
     for case in study.cases.values():
         if case.role == "ignored":
@@ -88,7 +100,7 @@ def _survey(study: Study, settings: Settings, device: Device, preset_name: str, 
     names = [structure.name for structure in study.structures]
     return make_plan(
         settings,
-        preset_name,
+        preset.name,
         shapes,
         stack_axis=stack_axis,
         values=values,

@@ -1,0 +1,278 @@
+"""What a model is made by and from: plans kept, labels of test cases forgotten, cases that were left out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import SimpleITK as sitk
+import torch
+
+from SFRCore import api
+from SFRCore.errors import InputError
+from SFRCore.foundation.spec import SPECS
+from SFRCore.planning import Plan
+from SFRCore.runtime.devices import Device, choose_device
+from SFRCore.settings import Settings
+from SFRCore.stages import lineage, survey
+from SFRCore.stages.context import StageContext
+from SFRCore.stages.lineage import foundation_identity, foundation_lineage, shortened
+from SFRCore.students import vnet
+from SFRCore.study import Study
+
+SETTINGS: dict[str, Any] = {
+    "patch": (16, 16, 16),
+    "iterations_finetune": 2,
+    "iterations_retrain": 2,
+    "device": "cpu",
+    "seed": 3,
+}
+POCKET = {
+    "dim": 24, "depth": 2, "heads": 2, "global_blocks": (1,), "canvas": 64, "out_chans": 16, "mlp_dim": 16,
+    "iou_hidden": 16,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def pocket_networks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The same foundation and student with a few hundred times fewer weights, on one thread."""
+    monkeypatch.setitem(SPECS, "tiny", replace(SPECS["tiny"], **POCKET))
+    monkeypatch.setattr(vnet, "_CHANNELS", (2, 4, 4, 8, 8))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def study(tmp_path: Path, cohort: tuple[Path, Path]) -> Study:
+    """case_01 and case_02 labeled, case_03 and case_04 unlabeled, case_05 for testing."""
+    study = Study.create(tmp_path / "study", structures={1: "Front", 2: "Back"})
+    images, labels = (sorted(folder.iterdir()) for folder in cohort)
+    for index, (image, label) in enumerate(zip(images[:5], labels[:5], strict=True)):
+        if index < 2:
+            study.add(image, label=label)
+        else:
+            study.add(image, reference=label, role="test" if index == 4 else "unlabeled")
+    return study
+
+
+def run(study: Study, **changes: Any) -> dict[str, Any]:
+    return api.run(study, **(SETTINGS | changes))["stages"]
+
+
+def made_by(study: Study, model: str = "foundation/foundation") -> dict[str, Any]:
+    return json.loads((study.models_dir / f"{model}.json").read_text())["made_by"]
+
+
+STUDENT = "sfr-mean_teacher/student"
+
+
+class Away:
+    """Takes a case's image away, as a drive that is not plugged in."""
+
+    def __init__(self, study: Study, case: str) -> None:
+        self.image = study.image_path(case)
+        self.elsewhere = self.image.with_name("elsewhere")
+
+    def __enter__(self) -> None:
+        self.image.rename(self.elsewhere)
+
+    def __exit__(self, *_: object) -> None:
+        self.elsewhere.rename(self.image)
+
+
+@pytest.fixture
+def own_images(study: Study) -> Study:
+    """The study with its images inside, where a test may take them away."""
+    study.pack()
+    return study
+
+
+def plans(study: Study) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in study.models_dir.glob("plan*.json")}
+
+
+def device(gpu: bool) -> Device:
+    class Elsewhere(Device):
+        is_gpu = gpu
+
+    made = choose_device("cpu", "auto")
+    return Elsewhere(**{name: getattr(made, name) for name in made.__dataclass_fields__})
+
+
+# The plan
+
+
+def test_each_choice_keeps_a_plan_of_its_own(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(study)
+    (first,) = plans(study).items()
+    api.run_stage(study, "finetune", **(SETTINGS | {"patch": (16, 16, 32)}))
+    kept = plans(study)
+    assert len(kept) == 2 and kept[first[0]] == first[1]
+
+    def never(*_: Any) -> Plan:
+        raise AssertionError("surveyed again, with today's memory and labels")
+
+    monkeypatch.setattr(survey, "_survey", never)
+    done = run(study)
+    assert not done["finetune"]["skipped"], "the other patch had taken its place"
+    assert done["retrain"]["skipped"], "its foundation is tuned again to the same"
+
+
+def test_only_a_training_keeps_a_plan(study: Study) -> None:
+    api.estimate(study, **SETTINGS)
+    assert plans(study) == {}
+    api.run_stage(study, "retrain", **(SETTINGS | {"recipe": "baseline", "ssl": "supervised"}))
+    kept = plans(study)
+    assert len(kept) == 1
+    api.run_stage(study, "predict", recipe="baseline", ssl="supervised", device="cpu")
+    assert plans(study) == kept
+
+
+def test_the_plan_of_a_gpu_goes_on_without_one(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings.of(iterations_retrain=7)
+    server, laptop = device(gpu=True), device(gpu=False)
+    made = survey.plan_for(study, settings, server)
+    assert made.iterations_finetune == 6000 and made.iterations_retrain == 7
+    assert survey.plan_for(study, settings, laptop).iterations_finetune == 1000, "no training has begun"
+    made = survey.plan_for(study, settings, server)
+    survey.keep_plan(study, settings)
+    assert survey.plan_for(study, settings, laptop) == made
+    kept = survey.plan_for(study, Settings.of(), laptop)
+    assert kept.iterations_retrain == 6000, "one run's wish is not part of the plan"
+
+
+def test_the_tuning_of_a_gpu_goes_on_without_one(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SPECS, "vit_b", SPECS["tiny"])
+    settings = Settings.of(**(SETTINGS | {"foundation": "tiny"}))
+    here = choose_device("cpu", "auto")
+    context = StageContext(study, settings, survey.plan_for(study, settings, here), here, None)
+    assert foundation_lineage(context).tuning == "decoder"
+    api.run_stage(study, "finetune", **(SETTINGS | {"tuning": "lora"}))
+    assert foundation_lineage(context).tuning == "lora"
+    wish = replace(context, settings=settings.with_(tuning="full"))
+    assert foundation_lineage(wish).tuning == "full"
+    other = replace(context, settings=settings.with_(foundation="vit_b"))
+    assert foundation_lineage(other).tuning == "decoder", "another foundation"
+    assert api.run_stage(study, "finetune", **SETTINGS)["stages"]["finetune"]["skipped"]
+
+
+# Labels of test cases
+
+
+def test_weights_that_saw_a_label_are_not_gone_on_from_once_it_is_for_testing(study: Study) -> None:
+    run(study)
+    for model in ("foundation/foundation", STUDENT):
+        assert made_by(study, model)["seen"] == ["case_01", "case_02"]
+    study.set_role(["case_02"], "unlabeled")
+    done = run(study)
+    for stage, model in (("finetune", "foundation/foundation"), ("retrain", STUDENT)):
+        assert done[stage]["iterations"] == shortened(2)
+        assert made_by(study, model)["parent"]
+        assert made_by(study, model)["seen"] == ["case_01", "case_02"], "by way of the first weights"
+    study.set_role(["case_02"], "test")
+    with pytest.raises(InputError, match="learned from what is a test case now"):
+        api.run_stage(study, "pseudolabel", **SETTINGS)
+    with pytest.raises(InputError, match="learned from what is a test case now"):
+        api.run_stage(study, "retrain", **SETTINGS)
+    done = run(study)  # the labels are those of the run before: only what was seen tells
+    for stage, model in (("finetune", "foundation/foundation"), ("retrain", STUDENT)):
+        assert done[stage]["iterations"] == 2
+        assert made_by(study, model)["parent"] is None
+        assert made_by(study, model)["seen"] == ["case_01"]
+    assert all(stage["skipped"] for stage in run(study).values())
+
+
+def test_a_student_has_seen_what_its_foundation_saw(study: Study) -> None:
+    for stage in ("finetune", "pseudolabel"):
+        api.run_stage(study, stage, **SETTINGS)
+    study.set_role(["case_02"], "ignored")
+    api.run_stage(study, "retrain", **SETTINGS)
+    assert made_by(study, STUDENT)["labeled"] == ["case_01"]
+    assert made_by(study, STUDENT)["seen"] == ["case_01", "case_02"]
+
+
+# What was left out
+
+
+def test_a_label_that_was_away_is_learned_once_it_is_back(own_images: Study) -> None:
+    study = own_images
+    with Away(study, "case_02"):
+        run(study)
+        for model in ("foundation/foundation", STUDENT):
+            assert made_by(study, model)["seen"] == ["case_01"]
+        again = run(study)
+        assert again["finetune"]["skipped"] and again["retrain"]["skipped"], "still away"
+        assert api.estimate(study, **SETTINGS)["per_stage"]["finetune"] == 0
+    done = run(study)
+    for stage, model in (("finetune", "foundation/foundation"), ("retrain", STUDENT)):
+        assert done[stage]["iterations"] == shortened(2)
+        assert made_by(study, model)["seen"] == ["case_01", "case_02"]
+    with Away(study, "case_02"):
+        assert run(study)["finetune"]["skipped"], "it has been learned"
+
+
+def test_an_unlabeled_case_that_was_away_is_learned_from_once_it_is_back(own_images: Study) -> None:
+    study = own_images
+    with Away(study, "case_04"):
+        run(study)
+        assert made_by(study, STUDENT)["unlabeled"] == ["case_03"]
+        assert run(study)["retrain"]["skipped"]
+    done = run(study)
+    assert done["finetune"]["skipped"] and done["pseudolabel"]["cases"] == 1
+    assert done["retrain"]["iterations"] == shortened(2)
+    assert made_by(study, STUDENT)["unlabeled"] == ["case_03", "case_04"]
+    study.reject("case_04")
+    assert not run(study)["retrain"]["skipped"]
+    assert made_by(study, STUDENT)["unlabeled"] == ["case_03"]
+
+
+# Pseudo-labels and their foundation
+
+
+def test_pseudo_labels_of_an_earlier_foundation_are_not_learned_from(study: Study) -> None:
+    run(study)
+    study.accept_label("case_03", sitk.ReadImage(str(study.reference_path("case_03"))), "expert")
+    api.run_stage(study, "finetune", **SETTINGS)
+    assert study.result("case_04", "pseudo_label") is not None
+    with pytest.raises(InputError, match="No unlabeled case has a pseudo-label") as caught:
+        api.run_stage(study, "retrain", **SETTINGS)
+    assert "pseudolabel" in caught.value.hint
+    assert api.estimate(study, **SETTINGS)["per_stage"]["pseudolabel"] > 0
+    api.run_stage(study, "pseudolabel", **SETTINGS)
+    assert not api.run_stage(study, "retrain", **SETTINGS)["stages"]["retrain"]["skipped"]
+
+
+def test_a_foundation_of_other_settings_is_not_mixed_with_these(study: Study) -> None:
+    api.run_stage(study, "finetune", **SETTINGS)
+    for online in (False, True):
+        with pytest.raises(InputError, match=r"tuned with other settings \(seed\)") as caught:
+            stage = "retrain" if online else "pseudolabel"
+            changes = {"seed": 4, "pseudo_labels": "online" if online else "cached"}
+            api.run_stage(study, stage, **(SETTINGS | changes))
+        assert "finetune" in caught.value.hint
+    assert not (study.root / "pseudo_labels" / "case_03.nrrd").exists()
+    done = api.run_stage(study, "pseudolabel", **SETTINGS)
+    assert done["stages"]["pseudolabel"]["cases"] == 2
+
+
+# The user's own file
+
+
+def test_a_checkpoint_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+    identity = lineage.file_identity
+    monkeypatch.setattr(lineage, "file_identity", lambda path: hashed.append(path) or identity(path))
+    file = tmp_path / "mine.pth"
+    file.write_bytes(b"some weights")
+    first = foundation_identity(str(file))
+    assert [foundation_identity(str(file)) for _ in range(5)] == [first] * 5
+    assert len(hashed) == 1
+    file.write_bytes(b"other weights")
+    assert foundation_identity(str(file)) != first
+    assert len(hashed) == 2
