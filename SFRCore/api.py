@@ -9,16 +9,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .errors import InputError
-from .runtime.devices import Device, choose_device
 from .runtime.worker import Worker
 from .settings import Settings
-from .stages.context import Listener, StageContext
 from .study import Study
+
+if TYPE_CHECKING:
+    from .runtime.devices import Device
+    from .stages.context import Listener, StageContext
 
 AnyStudy = Study | Path | str
 SINGLE_STAGES = ("finetune", "pseudolabel", "retrain", "predict")
@@ -37,6 +39,7 @@ def run(study: AnyStudy, *, on_event: Listener | None = None, **options: Any) ->
     settings = Settings.of(**options)
     recipe = get_recipe(settings.recipe)
     with _working(study, "run", settings, on_event) as context:
+        _refuse_misfits(context, recipe.stages)
         _tell_estimate(context, recipe.stages)
         done = recipe.run(context)
         return {"run": context.run_dir.name, "study": str(context.study.root), "stages": done}
@@ -55,6 +58,7 @@ def run_stage(
         raise InputError(f"There is no stage '{stage}'.", hint=f"Stages: {', '.join(SINGLE_STAGES)}.")
     settings = Settings.of(**options)
     with _working(study, stage, settings, on_event) as context:
+        _refuse_misfits(context, (stage,))
         _tell_estimate(context, (stage,))
         if stage == "retrain":
             online = (lambda: foundation_labels(context)) if settings.pseudo_labels == "online" else None
@@ -72,6 +76,7 @@ def estimate(study: AnyStudy, *, on_event: Listener | None = None, **options: An
     settings = Settings.of(**options)
     stages = get_recipe(settings.recipe).stages
     with _working(study, "estimate", settings, on_event) as context:
+        _refuse_misfits(context, stages)
         return measured(context, stages)
 
 
@@ -96,14 +101,16 @@ def predict_file(
     """Segment one volume that is in no study; writes ``output`` in the image's geometry, and the confidence
     map.
 
-    Returns the numbers of the result: expected Dice, mean confidence, volumes in ml.
+    Returns the numbers of the result: expected Dice, mean confidence, volumes in ml. Raises InputError,
+    before anything is computed, where a file to be written is the image itself or has an unknown type.
     """
     from .runtime.devices import explained_memory
     from .stages.predict import predict_image
     from .volumes import read_image, write_volume
 
+    _check_outputs(Path(image), [Path(path) for path in (output, confidence) if path is not None])
     volume = read_image(image)
-    where = choose_device(device, precision)
+    where = _device(Settings(device=device, precision=precision))
     with explained_memory(where, "predicting a volume"):
         label, doubt, numbers = predict_image(Path(model_folder), volume, where, fast=fast)
     write_volume(label, output)
@@ -187,7 +194,7 @@ def _working(
         raise InputError(
             f"The study {study.root} is read-only.", hint="Copy it to a place where you can write."
         )
-    device = choose_device(settings.device, settings.precision)
+    device = _device(settings)
     if not device.is_main:
         yield _context(study, settings, device, None, None)
         return
@@ -212,6 +219,7 @@ def _working(
 def _context(
     study: Study, settings: Settings, device: Device, worker: Worker | None, listener: Listener | None
 ) -> StageContext:
+    from .stages.context import StageContext
     from .stages.survey import plan_for
 
     run_dir = worker.run_dir if worker is not None else study.runs_dir
@@ -221,6 +229,46 @@ def _context(
         run_dir = Path(broadcast_object_list([str(run_dir)])[0])
     plan = plan_for(study, settings, device)
     return StageContext(study, settings, plan, device, worker, listener, run_dir=run_dir)
+
+
+def _device(settings: Settings) -> Device:
+    """The device of the settings; InputError where it is not there."""
+    import torch
+
+    from .runtime.devices import choose_device
+
+    kind, _, index = settings.device.partition(":")
+    if index and torch.cuda.is_available() and int(index) >= torch.cuda.device_count():
+        there = ", ".join(f"{kind}:{number}" for number in range(torch.cuda.device_count()))
+        raise InputError(f"There is no GPU '{settings.device}' here.", hint=f"Choose one of: {there}.")
+    return choose_device(settings.device, settings.precision)
+
+
+def _refuse_misfits(context: StageContext, stages: Sequence[str]) -> None:
+    """Raise InputError where method, student, patch and recipe do not fit, before hours are spent."""
+    if "retrain" in stages:
+        from .stages.lineage import uses_pseudo_labels
+        from .stages.retrain import make_method
+
+        make_method(context, uses_pseudo_labels(context))
+
+
+def _check_outputs(image: Path, outputs: Sequence[Path]) -> None:
+    from .volumes.reading import WRITTEN_SUFFIXES
+
+    taken = {image.resolve()}
+    for path in outputs:
+        if not path.name.lower().endswith(WRITTEN_SUFFIXES):
+            raise InputError(
+                f"{path} has a file type that volumes are not written in.",
+                hint=f"Use one of {', '.join(WRITTEN_SUFFIXES)}.",
+            )
+        if path.resolve() in taken:
+            raise InputError(
+                f"{path} is named twice among the volume to predict and the files to write.",
+                hint="Give every file that is written a name of its own.",
+            )
+        taken.add(path.resolve())
 
 
 def _numbers(plan: Any) -> dict[str, Any]:

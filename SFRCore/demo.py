@@ -15,10 +15,12 @@ from .study import Study
 from .synthetic import STRUCTURES, make_synthetic_cohort
 
 CASES, LABELED, TEST = 12, 3, 3
-SIZE = (48, 48, 24)
-ITERATIONS_FINETUNE = 150
+SIZE = (48, 48, 16)
+ITERATIONS_FINETUNE = 120
 ITERATIONS_RETRAIN = 150
 MARK = "demo.txt"
+MARK_TEXT = "Made by 'sfr demo'; replaced when it runs again.\n"
+COHORT, STUDY = "cohort", "study"
 
 
 def demo(
@@ -67,13 +69,11 @@ def demo(
 def _make(output: Path, seed: int) -> tuple[Study, Path]:
     output = output.expanduser()
     if output.is_dir() and any(output.iterdir()):
-        if not (output / MARK).is_file():
-            raise InputError(f"{output} is not empty.", hint="Choose a new folder for the demonstration.")
-        shutil.rmtree(output)
+        _remove_earlier(output)
     output.mkdir(parents=True, exist_ok=True)
-    (output / MARK).write_text("Made by 'sfr demo'; replaced when it runs again.\n", encoding="utf-8")
-    images, labels = make_synthetic_cohort(output / "cohort", cases=CASES, size=SIZE, seed=seed)
-    study = Study.create(output / "study", structures={value: STRUCTURES[value] for value in (1, 2)})
+    (output / MARK).write_bytes(MARK_TEXT.encode())
+    images, labels = make_synthetic_cohort(output / COHORT, cases=CASES, size=SIZE, seed=seed)
+    study = Study.create(output / STUDY, structures={value: STRUCTURES[value] for value in (1, 2)})
     pairs = list(zip(sorted(images.iterdir()), sorted(labels.iterdir()), strict=True))
     for index, (image, label) in enumerate(pairs):
         if index < LABELED:
@@ -82,3 +82,19 @@ def _make(output: Path, seed: int) -> tuple[Study, Path]:
             role = "test" if index >= len(pairs) - TEST else "unlabeled"
             study.add(image, reference=label, role=role)
     return study, images
+
+
+def _remove_earlier(output: Path) -> None:
+    """Make room where an earlier demonstration, and nothing else, lies; InputError for any other folder."""
+    mark = output / MARK
+    if not mark.is_file() or mark.read_bytes() != MARK_TEXT.encode():
+        raise InputError(f"{output} is not empty.", hint="Choose a new folder for the demonstration.")
+    own = [path for path in (output / COHORT, output / STUDY) if path.is_dir() and not path.is_symlink()]
+    foreign = sorted(path.name for path in output.iterdir() if path not in (mark, *own))
+    if foreign:
+        raise InputError(
+            f"{output} holds '{foreign[0]}' beside an earlier demonstration, so it is not replaced.",
+            hint=f"Move '{foreign[0]}' elsewhere, or choose a new folder for the demonstration.",
+        )
+    for folder in own:
+        shutil.rmtree(folder)

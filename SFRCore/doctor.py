@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import platform
 import shutil
 import sys
@@ -22,7 +21,10 @@ OPTIONAL = ("onnx", "onnxruntime")
 
 
 def examine(study: Study | None = None) -> dict[str, Any]:
-    """Packages, devices with memory in bytes, checkpoints, and (for a study) its cases and files."""
+    """Packages, devices with memory in bytes, checkpoints, and (for a study) its cases and files.
+
+    Works also where packages are missing, torch among them: then there are no devices to tell of.
+    """
     found: dict[str, Any] = {
         "sfr": __version__,
         "python": f"{platform.python_version()} ({sys.executable})",
@@ -32,7 +34,12 @@ def examine(study: Study | None = None) -> dict[str, Any]:
     found["missing"] = [
         name for name, version in found["packages"].items() if version is None and name not in OPTIONAL
     ]
-    found["devices"] = _devices() if importlib.util.find_spec("torch") else []
+    try:
+        found["devices"] = _devices()
+    except (ImportError, OSError) as error:  # torch is missing, or one of its libraries
+        found["devices"] = []
+        if found["packages"]["torch"] is not None:
+            found["torch_problem"] = str(error)
     if study is not None:
         found["study"] = _study(study)
     return found
@@ -81,7 +88,10 @@ def _devices() -> list[dict[str, Any]]:
             "free_bytes": available_memory(cpu),
         }
     )
-    chosen = choose_device()
+    try:
+        chosen = choose_device()
+    except ImportError:  # without accelerate nothing can be chosen
+        return devices
     for device in devices:
         device["chosen"] = str(device["device"]).split(":")[0] == chosen.torch_device.type
         if device["chosen"]:

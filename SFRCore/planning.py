@@ -72,12 +72,6 @@ class Plan:
         known["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
         return cls(**known)
 
-    def digest(self) -> str:
-        """Identity of what changes a trained model: everything but the words."""
-        values = self.to_dict()
-        del values["reasons"]
-        return digest(values)
-
 
 def digest(values: object) -> str:
     """A short stable fingerprint of plain values."""
@@ -113,6 +107,11 @@ def make_plan(
     reasons: list[str] = []
     normalisation = _normalisation(preset, cases, ct, reasons)
     spacing = preset.spacing and _spacing(preset, stack_axis)
+    if preset.median_spacing:
+        usual = np.median([case.spacing for case in cases], axis=0)
+        spacing = (float(usual[0]), float(usual[1]), float(usual[2]))
+        shown = " x ".join(f"{side:.2f}" for side in spacing)
+        reasons.append(f"Volumes are resampled to the study's median spacing, {shown} mm.")
     extents = np.array([_extent(case, spacing) for case in cases])
     if preset.depth_to_patch and preset.patch:
         median = np.median(extents, axis=0)

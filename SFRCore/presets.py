@@ -20,11 +20,11 @@ class Preset:
     """One data set's numbers; ``None`` is chosen from the study's own volumes.
 
     ``patch`` and strides are voxels in internal (X, Y, Z) order; ``spacing`` is millimetres, internal
-    order; ``normalisation`` is a kind known to :class:`SFRCore.volumes.Normalisation`, ``window`` its
-    Hounsfield limits. ``flip`` says which internal axes are mirrored with probability one half
-    ("in_plane", "left_right", "none", "auto"). With the schedule "step" the learning rate falls to a tenth
-    after each fraction ``step_every`` of the training. ``ramp`` is (largest weight, T, q) of the
-    consistency weight at ``reference_iterations``.
+    order (``median_spacing``: the median of the study's volumes); ``normalisation`` is a kind known to
+    :class:`SFRCore.volumes.Normalisation`, ``window`` its Hounsfield limits. ``flip`` says which internal
+    axes are mirrored with probability one half ("in_plane", "left_right", "none", "auto"). With the
+    schedule "step" the learning rate falls to a tenth after each fraction ``step_every`` of the training.
+    ``ramp`` is (largest weight, T, q) of the consistency weight at ``reference_iterations``.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Preset:
     normalisation: Kind = "zscore"
     window: tuple[float, float] | None = None
     spacing: tuple[float, float, float] | None = None
+    median_spacing: bool = False
     flip: str = "auto"
     canvas_rotation: bool = False
     iterations_finetune: int = 6000
@@ -96,6 +97,7 @@ PRESETS: dict[str, Preset] = {
             "Liver, kidneys, spleen and pancreas in CT (AbdomenCT-1K)",
             patch=(96, 96, 96),
             normalisation="ct_percentile",
+            median_spacing=True,
             flip="none",
             iterations_retrain=30000,
             step_every=0.4,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -24,7 +25,8 @@ class Settings:
     ``pseudo_weight`` is the weight of the pseudo-label loss (1 in the reference implementation of SFR).
     ``faithful`` follows the reference implementation also where it departs from its paper
     (unmasked Dice, clamping Bezier transform, rotation always followed by a flip).
-    ``fast`` chooses the overlap of prediction windows: a quarter, instead of the reference's dense stride.
+    ``fast`` predicts in few large windows that overlap by a quarter of the patch, instead of windows of the
+    patch at the reference's dense stride.
     """
 
     recipe: str = "sfr"
@@ -49,7 +51,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
             value = str(getattr(self, name))
-            if value not in allowed and not (name == "device" and value.startswith("cuda:")):
+            if value not in allowed and not (name == "device" and re.fullmatch(r"cuda:\d+", value)):
                 raise InputError(
                     f"'{value}' is not a value of {name.replace('_', ' ')}.",
                     hint=f"Choose one of: {', '.join(allowed)}.",

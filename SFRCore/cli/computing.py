@@ -121,7 +121,7 @@ for _verb in STAGES:
     + EXAMPLE
     + "sfr predict STUDY"
     + EXAMPLE
-    + "sfr predict --model STUDY/models/student --image scan.nrrd --output scan_seg.nrrd",
+    + "sfr predict --model STUDY/models/sfr-mean_teacher --image scan.nrrd --output scan_seg.nrrd",
 )
 def predict(
     study: Annotated[

@@ -115,7 +115,9 @@ def parse_patch(text: str | None) -> tuple[int, int, int] | None:
 
 
 def parse_value(text: str) -> Any:
-    """The text as a truth value, number or word, whichever it is first."""
+    """The text as a truth value, number or word, whichever it is first; "40,150,6000" as a tuple of them."""
+    if "," in text:
+        return tuple(parse_value(part.strip()) for part in text.split(","))
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     for kind in (int, float):

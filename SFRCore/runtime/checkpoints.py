@@ -39,12 +39,7 @@ class Checkpoints:
 
     def found(self) -> list[tuple[int, Path]]:
         """Checkpoints of this training in any run, newest step first."""
-        matches = []
-        for path in self.runs_dir.glob(f"*/checkpoints/{self.stage}-{self.identity}-*.pt"):
-            parts = PATTERN.match(path.name)
-            if parts:
-                matches.append((int(parts["step"]), path))
-        return sorted(matches, reverse=True)
+        return self._matching(self.identity)
 
     def load(self, device: torch.device) -> tuple[int, dict[str, Any]] | None:
         """The newest checkpoint that can be read; a damaged one is passed over for the one before it."""
@@ -57,7 +52,18 @@ class Checkpoints:
         return None
 
     def clear(self) -> None:
-        """Remove this training's checkpoints, once its model is written."""
-        for _, path in self.found():
+        """Remove the checkpoints of this stage, once its model is written: those of this training, and of
+        trainings with other settings or labels that were cut off and left.
+        """
+        for _, path in self._matching("*"):
             with contextlib.suppress(OSError):
                 path.unlink()
+
+    def _matching(self, identity: str) -> list[tuple[int, Path]]:
+        """Step and path of this stage's checkpoints in any run, newest step first."""
+        matches = []
+        for path in self.runs_dir.glob(f"*/checkpoints/{self.stage}-{identity}-*.pt"):
+            parts = PATTERN.match(path.name)
+            if parts and parts["stage"] == self.stage:
+                matches.append((int(parts["step"]), path))
+        return sorted(matches, reverse=True)

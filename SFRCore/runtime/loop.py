@@ -7,6 +7,7 @@ that is killed and continued from a checkpoint walks the same path, bit for bit 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,13 +17,15 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
-from ..errors import Cancelled
+from ..errors import Cancelled, SFRError
 from .checkpoints import Checkpoints
 from .devices import Device, explained_memory, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 240.0
 EVENT_SECONDS = 0.5
+DIVERGED_STEPS = 20
+"""Steps in a row without a finite loss after which a training is given up."""
 Item = TypeVar("Item")
 
 
@@ -58,7 +61,8 @@ def train(trainer: Trainer, reporter: Reporter, device: Device, checkpoints: Che
     """Run ``trainer`` to its end, from the newest checkpoint if there is one. Returns the step it began at.
 
     Raises Cancelled after writing a checkpoint when the user asks to stop, OutOfMemory where even activation
-    checkpointing does not fit.
+    checkpointing does not fit, SFRError (code "diverged") where the loss is no longer a finite number. No
+    checkpoint is written while it is not.
     """
     found = checkpoints.load(torch.device("cpu"))
     begin = 0
@@ -69,11 +73,15 @@ def train(trainer: Trainer, reporter: Reporter, device: Device, checkpoints: Che
     saved_at = told_at = time.monotonic()
     started = time.monotonic()
     done = first = begin
+    lost = 0
     try:
         for k in range(begin, trainer.total):
             reporter.check()
             numbers = _step(trainer, reporter, device, k, doing)
             done = k + 1
+            lost = 0 if math.isfinite(numbers["loss"]) else lost + 1
+            if lost == DIVERGED_STEPS or (lost and done == trainer.total):
+                raise _diverged(doing, done - lost + 1)
             now = time.monotonic()
             if k == begin:
                 started, first = now, done
@@ -84,12 +92,13 @@ def train(trainer: Trainer, reporter: Reporter, device: Device, checkpoints: Che
                 reporter.emit(
                     "progress", step=done, total=trainer.total, eta_s=eta and round(eta, 1), **numbers
                 )
-            if now - saved_at >= CHECKPOINT_SECONDS and done < trainer.total:
+            if now - saved_at >= CHECKPOINT_SECONDS and done < trainer.total and not lost:
                 saved_at = now
                 _save(trainer, reporter, device, checkpoints, done)
     except Cancelled:
-        if done > begin:
+        if done > begin and not lost:
             _save(trainer, reporter, device, checkpoints, done)
+        device.accelerator.wait_for_everyone()
         raise
     return begin
 
@@ -103,6 +112,14 @@ def measure(trainer: Trainer, device: Device, reporter: Reporter, steps: int = 3
         _step(trainer, reporter, device, k, "measuring the speed")
         taken.append(time.perf_counter() - begin)
     return sum(taken[1:]) / (len(taken) - 1) if len(taken) > 1 else taken[0]
+
+
+def _diverged(doing: str, step: int) -> SFRError:
+    return SFRError(
+        f"The loss is no longer a number since step {step} while {doing}, so no model was saved.",
+        hint="Try again with --precision fp32 or another --seed, and look for volumes with odd values.",
+        code="diverged",
+    )
 
 
 def _step(trainer: Trainer, reporter: Reporter, device: Device, k: int, doing: str) -> dict[str, float]:
@@ -127,7 +144,6 @@ def _save(trainer: Trainer, reporter: Reporter, device: Device, checkpoints: Che
     if device.is_main:
         path = checkpoints.save(step, trainer.state())
         reporter.emit("checkpoint", step=step, path=path.name)
-    device.accelerator.wait_for_everyone()
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from SFRCore.errors import InputError
 
 if TYPE_CHECKING:
-    from SFRCore.ssl.contract import Method, MethodContext
+    from SFRCore.ssl.contract import Method
 
 
 @cache
@@ -30,10 +30,3 @@ def get_method(name: str) -> type[Method]:
             f"The semi-supervised method '{name}' is not known.", hint=f"Choose one of: {', '.join(methods)}."
         )
     return methods[name]
-
-
-def make_method(name: str, context: MethodContext) -> Method:
-    """Build a method and check that it fits its context; raises InputError where it does not."""
-    method = get_method(name)(context)
-    method.check()
-    return method

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from numbers import Integral, Real
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -154,7 +156,8 @@ class MethodContext:
 
     ``make_student(**overrides)`` builds a fresh student network; the overrides replace ``in_channels``,
     ``classes`` or options of the network. ``with_pseudo_labels``: batches of phases that ask for them carry
-    those of the foundation model. ``options`` override the method's defaults.
+    those of the foundation model. ``pseudo_weight`` is the weight of a pseudo-label term that the method has
+    in its own loss; the loop weighs the one it attaches. ``options`` override the method's defaults.
     """
 
     classes: int
@@ -162,6 +165,7 @@ class MethodContext:
     make_student: Callable[..., Student]
     in_channels: int = 1
     with_pseudo_labels: bool = False
+    pseudo_weight: float = 1.0
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 1337
 
@@ -206,11 +210,20 @@ class Method(nn.Module, ABC):
                 f"The method {self.name} has no option '{unknown[0]}'.",
                 hint=f"It has: {', '.join(known)}.",
             )
+        for option, value in context.options.items():
+            if not _fits(value, known[option]):
+                raise InputError(
+                    f"The method {self.name} cannot use {option}={value}.",
+                    hint=f"Give {_expected(known[option])}.",
+                )
         self.options: dict[str, Any] = {**known, **context.options}
 
     def check(self) -> None:
         """Raise InputError where the method cannot work with its options, patch or classes."""
         self.check_choice("schedule", SCHEDULES)
+        for option in ("base_rate", "step_every"):
+            if self.options[option] <= 0:
+                raise InputError(f"The method {self.name} needs {option} above 0.")
         self.student.check_patch(self.context.patch)
 
     def check_choice(self, option: str, choices: Sequence[Any]) -> None:
@@ -255,3 +268,31 @@ class Method(nn.Module, ABC):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(zlib.crc32(f"{self.context.seed}/{key}".encode()))
             return self.context.make_student(**overrides)
+
+
+def _fits(value: Any, default: Any) -> bool:
+    """Whether an option's value is of its default's kind; beside None anything, which ``check`` looks at."""
+    if default is None:
+        return True
+    if isinstance(default, tuple):
+        return (
+            isinstance(value, tuple | list)
+            and len(value) == len(default)
+            and all(_fits(one, like) for one, like in zip(value, default, strict=True))
+        )
+    if isinstance(default, bool | str):
+        return isinstance(value, type(default))
+    kind = Integral if isinstance(default, int) else Real
+    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _expected(default: Any) -> str:
+    if isinstance(default, tuple):
+        return f"{len(default)} numbers, such as {','.join(map(str, default))}"
+    if isinstance(default, bool):
+        return "true or false"
+    if isinstance(default, str):
+        return f"a word, such as {default}"
+    if isinstance(default, int):
+        return f"a whole number, such as {default}"
+    return f"a number, such as {float(default):.3g}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from SFRCore.errors import InputError
 from SFRCore.ssl.contract import Batch, Method, MethodContext, Progress, Step
 from SFRCore.ssl.ema import make_teacher, perturb, update_ema
 from SFRCore.ssl.losses import consistency_mse, segmentation_loss
@@ -35,6 +36,8 @@ class MeanTeacher(Method):
     def check(self) -> None:
         super().check()
         self.check_choice("consistency_on", ("all", "unlabeled"))
+        if min(self.options["ramp"][1:]) <= 0:
+            raise InputError(f"The method {self.name} needs the last two numbers of ramp above 0.")
 
     def step(self, batch: Batch, progress: Progress) -> Step:
         labeled = len(batch.labeled_images)

@@ -10,11 +10,11 @@ from SFRCore.ssl.losses import segmentation_loss
 
 
 class SelfTraining(Method):
-    """L = (CE + Dice)/2 of the labeled crops + the same of the unlabeled crops with their pseudo-labels.
+    """L = (CE + Dice)/2 of the labeled crops + w * the same of the unlabeled crops with their pseudo-labels.
 
     Each of ``rounds`` trains a new network from scratch. The first learns from the foundation model's
     pseudo-labels, or without these from the labeled crops alone; the later ones from the predictions of the
-    network before.
+    network before. w is the weight of the pseudo-label loss.
     """
 
     name = "self_training"
@@ -57,7 +57,7 @@ class SelfTraining(Method):
             if batch.pseudo_labels is None:
                 raise ValueError("The batch carries no pseudo-labels.")
             taught = segmentation_loss(logits[labeled:], batch.pseudo_labels, batch.unlabeled_valid)
-            step.loss = supervised + taught
+            step.loss = supervised + self.context.pseudo_weight * taught
             step.parts["pseudo_label"] = taught.detach()
         return step
 

@@ -5,22 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Weighting = Literal["uniform", "gaussian"]
-
 FAST_VOXELS = 3_000_000
 """A V-Net needs some 400 bytes a voxel to predict: 1.2 GB for this many."""
 
 LEAST_BOTTLENECK = 4
-
-_GAUSSIAN_SIGMA = 1 / 8
-_GAUSSIAN_FLOOR = 1e-2
 
 
 def fast_stride(patch: Sequence[int]) -> tuple[int, int, int]:
@@ -72,20 +66,17 @@ def sliding_window(
     stride: Sequence[int],
     batch: int = 4,
     device: torch.device | str = "cpu",
-    weighting: Weighting = "uniform",
     trained_on: Sequence[int] | None = None,
-    progress: Callable[[int, int], None] | None = None,
     check: Callable[[], None] | None = None,
 ) -> npt.NDArray[np.float32]:
     """Averaged class probabilities (C, X, Y, Z), float32, of a volume (X, Y, Z) or (I, X, Y, Z).
 
     ``probabilities`` maps patches (B, I, *patch) on ``device`` to class probabilities (B, C, *patch). Axes
     smaller than the patch are padded with 0 on both sides, and cropped again. Overlaps are averaged with
-    equal weights, or with a Gaussian of an eighth of the patch (``weighting="gaussian"``). ``progress(done,
-    total)`` counts patches; ``check()`` is called before every batch and may raise to stop. Sums are kept
-    in main memory: 4 bytes a class and voxel. Raises ValueError for sizes that do not fit.
+    equal weights. ``check()`` is called before every batch and may raise to stop. Sums are kept in main
+    memory: 4 bytes a class and voxel. Raises ValueError for sizes that do not fit.
 
-    Source: SFR ``test_util_singleclass.py`` and UA-MT ``test_util.py`` (uniform weights).
+    Source: SFR ``test_util_singleclass.py`` and UA-MT ``test_util.py``.
     """
     if volume.ndim == 3:
         volume = volume[None]
@@ -105,8 +96,6 @@ def sliding_window(
             volume = np.pad(volume, margin, mode="edge" if seen else "constant")
     size = volume.shape[1:]
 
-    weights = [_axis_weights(length, weighting) for length in patch]
-    window_weight = torch.from_numpy(weights[0][:, None, None] * weights[1][:, None] * weights[2])
     grid = [window_starts(*axis) for axis in zip(size, patch, stride, strict=True)]
     windows = [
         tuple(slice(start, start + length) for start, length in zip(corner, patch, strict=True))
@@ -125,25 +114,14 @@ def sliding_window(
             if total is None:
                 total = np.zeros((predicted.shape[1], *size), dtype=np.float32)
             for window, values in zip(group, predicted, strict=True):
-                total[(slice(None), *window)] += (values * window_weight).numpy()
-            if progress is not None:
-                progress(first + len(group), len(windows))
+                total[(slice(None), *window)] += values.numpy()
 
     assert total is not None
-    for axis, (starts, weight, length) in enumerate(zip(grid, weights, size, strict=True)):
-        # windows form a grid and weights are products, so their sum is a product of sums along the axes
+    for axis, (starts, side, length) in enumerate(zip(grid, patch, size, strict=True)):
+        # windows form a grid, so how often a voxel is covered is a product of counts along the axes
         covered = np.zeros(length, dtype=np.float32)
         for start in starts:
-            covered[start : start + len(weight)] += weight
+            covered[start : start + side] += 1
         total /= covered.reshape([-1 if axis == other else 1 for other in range(3)])
     crop = tuple(slice(low, low + dim) for low, dim in zip(before, inner, strict=True))
     return np.ascontiguousarray(total[(slice(None), *crop)])
-
-
-def _axis_weights(length: int, weighting: Weighting) -> npt.NDArray[np.float32]:
-    if weighting == "uniform":
-        return np.ones(length, dtype=np.float32)
-    if weighting != "gaussian":
-        raise ValueError(f"Unknown weighting {weighting!r}.")
-    offset = (np.arange(length) - (length - 1) / 2) / (length * _GAUSSIAN_SIGMA)
-    return np.maximum(np.exp(-0.5 * offset**2), _GAUSSIAN_FLOOR).astype(np.float32)

@@ -63,7 +63,3 @@ class Preprocessing:
         table = np.zeros(65536, dtype=np.uint8)
         table[list(self.values)] = np.arange(1, len(self.values) + 1)
         return table[label.astype(np.uint16, copy=False)]
-
-    def to_values(self, classes: np.ndarray) -> np.ndarray:
-        """Class indices 0..C-1 to study values, uint16."""
-        return np.array([0, *self.values], dtype=np.uint16)[classes]

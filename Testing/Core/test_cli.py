@@ -522,6 +522,55 @@ def test_predict_takes_a_study_or_one_volume(api: FakeApi, tmp_path: Path) -> No
     assert len(api.calls) == 1
 
 
+def test_predict_names_a_model_folder_that_a_run_makes() -> None:
+    assert "STUDY/models/sfr-mean_teacher" in flat(sfr("predict", "--help").stdout)
+
+
+@pytest.mark.parametrize(
+    ("output", "confidence", "said"),
+    [
+        ("scan.nrrd", None, "named twice"),
+        ("sub/../scan.nrrd", None, "named twice"),
+        ("seg.nrrd", "seg.nrrd", "named twice"),
+        ("seg.nrrd", "scan.nrrd", "named twice"),
+        ("seg.png", None, "file type"),
+        ("seg.nrrd", "sure", "file type"),
+    ],
+)
+def test_predict_refuses_its_outputs_before_it_computes(
+    tmp_path: Path, output: str, confidence: str | None, said: str
+) -> None:
+    """The model is missing too: what is said first shows what was looked at first."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "scan.nrrd").write_bytes(b"the patient's only scan")
+    words = ["--model", tmp_path / "none", "--image", tmp_path / "scan.nrrd", "--output", tmp_path / output]
+    words += ["--confidence", tmp_path / confidence] if confidence else []
+    assert said in flat(sfr("predict", *words, code=2).stderr)
+    assert (tmp_path / "scan.nrrd").read_bytes() == b"the patient's only scan"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--ssl", "supervised"], "cannot use pseudo-labels"),
+        (["--method-option", "ramp=40"], "ramp=40"),
+        (["--method-option", "consistency=abc"], "consistency=abc"),
+        (["--device", "cuda:x"], "cuda:x"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "retrain"])
+def test_what_does_not_fit_is_refused_before_anything_is_measured(
+    made: Path, monkeypatch: pytest.MonkeyPatch, command: str, words: list[str], said: str
+) -> None:
+    from SFRCore import api as real
+
+    def never(*_: object) -> None:
+        raise AssertionError("measured, or computed")
+
+    monkeypatch.setattr(real, "_tell_estimate", never)
+    assert said in flat(sfr(command, made, "--device", "cpu", *words, code=2).stderr)
+
+
 def test_evaluate_prints_scores_as_json_and_table(api: FakeApi, tmp_path: Path) -> None:
     row = {"dice": 0.8123, "jaccard": 0.7, "asd": 1.5, "hd95": math.nan}
     api.answer = {

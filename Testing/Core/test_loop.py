@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from SFRCore.errors import Cancelled, OutOfMemory
+from SFRCore.errors import Cancelled, OutOfMemory, SFRError
 from SFRCore.runtime import loop
 from SFRCore.runtime.checkpoints import Checkpoints
 from SFRCore.runtime.devices import choose_device
@@ -131,6 +132,58 @@ def test_progress_tells_step_loss_and_remaining_time(tmp_path: Path, monkeypatch
     assert [event["step"] for event in progress] == list(range(1, 13))
     assert progress[-1]["eta_s"] == 0
     assert all(event["total"] == 12 and event["loss"] >= 0 for event in progress)
+
+
+class Diverging(Tiny):
+    """Its loss is not a number in the steps ``lost``."""
+
+    def __init__(self, lost: range, total: int = 60) -> None:
+        super().__init__()
+        self.lost, self.total, self.steps = lost, total, 0
+
+    def step(self, k: int) -> dict[str, float]:
+        self.steps = k + 1
+        return {"loss": math.nan if k in self.lost else 1.0}
+
+
+def steps_kept(folder: Path) -> list[int]:
+    return [step for step, _ in Checkpoints(folder, folder / "a", "tiny", "abc123").found()]
+
+
+def test_a_training_that_diverges_is_given_up_and_its_checkpoints_are_from_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    trainer = Diverging(range(30, 60))
+    with pytest.raises(SFRError, match="since step 31") as caught:
+        run(trainer, tmp_path)
+    assert caught.value.code == "diverged" and caught.value.hint
+    assert trainer.steps == 50, "given up after 20 steps"
+    assert steps_kept(tmp_path) == [30, 29]
+
+
+def test_a_few_lost_steps_are_borne_but_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    run(Diverging(range(30, 49)), tmp_path / "whole")
+    assert steps_kept(tmp_path / "whole") == [59, 58]
+    with pytest.raises(Cancelled):
+        run(Diverging(range(30, 49)), tmp_path / "cut", Told(stop_after=40))
+    assert steps_kept(tmp_path / "cut") == [30, 29]
+    with pytest.raises(SFRError, match="since step 11"):
+        run(Diverging(range(10, 99), total=12), tmp_path / "short")
+
+
+def test_checkpoints_of_the_same_stage_go_once_its_model_is_written(tmp_path: Path) -> None:
+    def some(stage: str, identity: str, run_name: str) -> Checkpoints:
+        checkpoints = Checkpoints(tmp_path, tmp_path / run_name, stage, identity)
+        checkpoints.save(3, {})
+        return checkpoints
+
+    old, other = some("tiny", "fff000", "a"), some("tiny_other", "abc123", "a")
+    own = some("tiny", "abc123", "b")
+    assert [step for step, _ in own.found()] == [3]
+    own.clear()
+    assert not own.found() and not old.found() and len(other.found()) == 1
 
 
 def test_items_are_made_ahead_and_in_order() -> None:

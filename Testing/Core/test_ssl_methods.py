@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from SFRCore.errors import InputError
-from SFRCore.ssl import available_methods, get_method, make_method
+from SFRCore.ssl import available_methods, get_method
 from SFRCore.ssl.contract import Batch, Method, MethodContext, Progress, progress_at
 from SFRCore.ssl.losses import dice_loss, segmentation_loss
 from SFRCore.students import make_student
@@ -47,7 +47,13 @@ def build(**overrides: Any) -> Student:
 
 def method(name: str, *, guided: bool = False, seed: int = 1337, **options: Any) -> Method:
     context = MethodContext(CLASSES, PATCH, build, with_pseudo_labels=guided, options=options, seed=seed)
-    return make_method(name, context)
+    return checked(name, context)
+
+
+def checked(name: str, context: MethodContext) -> Method:
+    made = get_method(name)(context)
+    made.check()
+    return made
 
 
 def batch(labeled: int = 2, unlabeled: int = 2, *, pseudo: bool = True, seed: int = 0) -> Batch:
@@ -310,6 +316,52 @@ def test_self_training_adds_the_pseudo_labels_once() -> None:
         trained(batch(pseudo=False), at(0, 30, trained))
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.25])
+def test_self_training_weighs_its_pseudo_labels(weight: float) -> None:
+    one = batch(2, 3)
+    parts = []
+    for factor in (weight, 1.0):
+        context = MethodContext(CLASSES, PATCH, build, with_pseudo_labels=True, pseudo_weight=factor)
+        trained = checked("self_training", context).eval()
+        with torch.no_grad():
+            parts.append(trained(one, at(0, 30, trained)))
+    weighed, full = parts
+    supervised = float(full.parts["supervised"])
+    expected = supervised + weight * float(full.parts["pseudo_label"])
+    assert float(weighed.loss) == pytest.approx(expected, rel=1e-5)
+    assert float(full.loss) > supervised
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "needed"),
+    [
+        ("mean_teacher", "ramp", 40, "3 numbers, such as 40,150,6000"),
+        ("mean_teacher", "ramp", (40, 150), "3 numbers"),
+        ("mean_teacher", "ramp", (40, "x", 6000), "3 numbers"),
+        ("mean_teacher", "consistency", "abc", "a number, such as 0.1"),
+        ("mean_teacher", "consistency", float("nan"), "a number"),
+        ("mean_teacher", "consistency", True, "a number"),
+        ("mean_teacher", "schedule", 3, "a word, such as step"),
+        ("supervised", "base_rate", "x", "a number, such as 0.01"),
+        ("supervised", "step_every", "often", "a number, such as 0.417"),
+        ("self_training", "rounds", 2.5, "a whole number, such as 3"),
+        ("self_training", "rounds", True, "a whole number"),
+    ],
+)
+def test_an_option_of_another_kind_is_refused(name: str, option: str, value: object, needed: str) -> None:
+    with pytest.raises(InputError, match=f"{name} cannot use {option}=") as caught:
+        method(name, **{option: value})
+    assert needed in caught.value.hint
+
+
+def test_options_that_fit_are_taken_and_those_that_divide_by_zero_are_not() -> None:
+    taken = method("mean_teacher", consistency=1, ramp=[40, 300, 30000], step_every=0.4, schedule="poly")
+    assert taken.options["consistency"] == 1 and taken.plan(10)[0].step_every == 0.4
+    for option, value in (("step_every", 0), ("base_rate", -0.1), ("ramp", (40, 0, 6000))):
+        with pytest.raises(InputError, match=option):
+            method("mean_teacher", **{option: value})
+
+
 @pytest.mark.parametrize("dice", ["foreground", "all"])
 def test_supervised_loss(dice: str) -> None:
     trained = method("supervised", dice=dice).eval()
@@ -335,7 +387,7 @@ def test_supervised_refuses_pseudo_labels_and_methods_refuse_patches() -> None:
     context = MethodContext(CLASSES, (16, 16, 18), build)
     for name in ("mean_teacher", "self_training", "supervised"):
         with pytest.raises(InputError, match="16 x 16 x 18"):
-            make_method(name, context)
+            checked(name, context)
 
 
 def test_initial_weights_depend_on_the_seed_only() -> None:
@@ -370,7 +422,7 @@ def test_a_step_with_v_net() -> None:
         2, (16, 16, 16), lambda **o: make_student("vnet", **{"in_channels": 1, "classes": 2, **o}),
         with_pseudo_labels=True,
     )  # fmt: skip
-    trained = make_method("mean_teacher", context)
+    trained = checked("mean_teacher", context)
     one = batch()
     one.labels.clamp_(max=1)
     step = trained(one, at(5, 10, trained))

@@ -160,6 +160,27 @@ def test_command_line_starts_without_anything_heavy() -> None:
     assert not loaded & {"torch", "peft", "matplotlib", "scipy", "SimpleITK", "numpy", "requests"}
 
 
+@pytest.mark.parametrize("missing", [("torch", "accelerate"), ("accelerate",)])
+def test_doctor_works_where_packages_are_missing(missing: tuple[str, ...]) -> None:
+    program = """
+import json, sys
+class Wall:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in sys.argv[1:]:
+            raise ImportError(f"{name} is not installed")
+sys.meta_path.insert(0, Wall())
+from SFRCore import api
+print(json.dumps(api.doctor()["devices"]))
+"""
+    result = run_python("-c", program, *missing)
+    assert result.returncode == 0, result.stderr
+    devices = json.loads(result.stdout.splitlines()[-1])
+    if "torch" in missing:
+        assert devices == []
+    else:
+        assert devices and not any("chosen" in device for device in devices)
+
+
 def test_scan_sees_relative_and_nested_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     file = tmp_path / "SFRCore" / "stages" / "finetune.py"
