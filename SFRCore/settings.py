@@ -22,7 +22,8 @@ class Settings:
     """The settings of one run; ``None`` means "as the preset says".
 
     ``device`` may name one GPU (``cuda:1``). ``method_options`` are handed to the semi-supervised method.
-    ``pseudo_weight`` is the weight of the pseudo-label loss (1 in the reference implementation of SFR).
+    ``pseudo_weight`` is the weight of the pseudo-label loss (1 in the reference implementation of SFR; 0
+    leaves the foundation's pseudo-labels out).
     ``faithful`` follows the reference implementation also where it departs from its paper
     (unmasked Dice, clamping Bezier transform, rotation always followed by a flip).
     ``fast`` predicts in few large windows that overlap by a quarter of the patch, instead of windows of the

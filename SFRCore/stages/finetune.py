@@ -7,8 +7,11 @@ Bezier transform mapped to the volume's own range (``faithful`` restores both).
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -29,6 +32,7 @@ from ..stitching import StitchLayout
 from ..volumes import CachedVolume, bezier_intensity
 from .context import StageContext
 from .data import CANVAS, LABELED, CropSource
+from .embeddings import EmbeddingPool
 from .lineage import Lineage, foundation_lineage, shortened
 from .survey import keep_plan
 
@@ -44,7 +48,9 @@ WARM_UP = 0.05
 """Share of the iterations in which the rate of a full tuning rises from 0."""
 POOL_PER_CASE = 16
 LARGEST_POOL = 96
-"""Canvases whose embeddings are computed once when only the decoder is tuned."""
+"""Batches, of ``finetune_batch`` crops each, whose embeddings are computed once when only the decoder is
+tuned.
+"""
 BEZIER_PROBABILITY = 0.5
 
 Canvas = tuple[Tensor, Tensor, Tensor]
@@ -53,6 +59,8 @@ Canvas = tuple[Tensor, Tensor, Tensor]
 class FineTuner:
     """One fine-tuning of a foundation model on canvases of B crops; see
     :class:`SFRCore.runtime.loop.Trainer`.
+
+    ``embeddings`` is the folder of its own in which a tuning of the decoder keeps what it computed once.
     """
 
     def __init__(
@@ -63,8 +71,10 @@ class FineTuner:
         *,
         tuning: str,
         total: int,
+        embeddings: Path | None = None,
     ) -> None:
         self.context, self.total, self.tuning = context, total, tuning
+        self.embeddings = embeddings
         plan, settings = context.plan, context.settings
         self.layout = StitchLayout(plan.patch, plan.canvas, plan.zoom)
         self.source = CropSource(
@@ -83,7 +93,7 @@ class FineTuner:
         self.optimisation = Optimisation(context.device, self.model, optimizer)
         self.rate = RANDOM_RATE if settings.foundation in RANDOM and tuning == "full" else RATES[tuning]
         self.lean = False
-        self.pool: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.pool: EmbeddingPool | None = None
         self.stack = ExitStack()
         self.ahead = self.stack.enter_context(made_ahead(self.canvases))
 
@@ -160,20 +170,31 @@ class FineTuner:
 
     def _pooled(self, k: int) -> Canvas:
         """Canvases of step ``k`` from the fixed pool, their embeddings (B, D, s, s) computed once."""
-        if not self.pool:
-            size = min(self.total, LARGEST_POOL, POOL_PER_CASE * len(self.source.volumes))
-            self.model.eval()
+        size = min(self.total, LARGEST_POOL, POOL_PER_CASE * len(self.source.volumes))
+        if self.pool is None:
+            self.pool = EmbeddingPool(self._pool_folder(), self._embedded)
             for index in range(size):
                 self.context.check()
-                images, labels, valid = (item.flatten(0, 1) for item in self.canvases(index))
-                with torch.no_grad(), self.context.device.autocast():
-                    embedding = self.model.encode(images.unsqueeze(1).to(self.context.device.torch_device))
-                self.pool.append((embedding.float().cpu(), labels.to(torch.uint8), valid))
+                self.pool.fill(index)
                 self.context.emit("progress", step=index + 1, total=size, doing="embeddings")
-            self.model.train()
         order = np.random.default_rng([self.context.settings.seed, CANVAS, 3, k])
-        embedding, labels, valid = self.pool[int(order.integers(len(self.pool)))]
-        return embedding, labels.long(), valid
+        embedding, labels = self.pool.entry(int(order.integers(size)))
+        return embedding, labels.long(), labels != IGNORE
+
+    def _pool_folder(self) -> Path:
+        """This process's own folder: kept for the next run, or for this measurement only."""
+        if self.embeddings is None:
+            return Path(self.stack.enter_context(TemporaryDirectory(ignore_cleanup_errors=True)))
+        return self.embeddings / f"{self.context.device.rank}-of-{self.context.device.processes}"
+
+    def _embedded(self, index: int) -> tuple[Tensor, Tensor]:
+        """Embeddings and labels of batch ``index`` of the pool, by the encoder without dropout."""
+        images, labels, _ = (item.flatten(0, 1) for item in self.canvases(index))
+        self.model.eval()
+        with torch.no_grad(), self.context.device.autocast():
+            embedding = self.model.encode(images.unsqueeze(1).to(self.context.device.torch_device))
+        self.model.train()
+        return embedding, labels
 
     def _rotate(self, rng: np.random.Generator, canvas: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         turns, flip = int(rng.integers(4)), int(rng.integers(2)) + 1
@@ -208,8 +229,8 @@ def finetune(context: StageContext) -> dict[str, Any]:
         context.emit("skipped", message="The foundation is already tuned on these labels.")
         return {"skipped": True}
     _say_what_to_expect(context, lineage)
-    tuner = prepare(context, lineage, volumes)
     identity = lineage.training_identity()
+    tuner = prepare(context, lineage, volumes, embeddings=embeddings_folder(context) / identity)
     checkpoints = Checkpoints(context.study.runs_dir, context.run_dir, STAGE, identity)
     context.emit(
         "started", total=tuner.total, cases=len(tuner.source.volumes), continues=lineage.parent is not None
@@ -222,6 +243,7 @@ def finetune(context: StageContext) -> dict[str, Any]:
         made_by = lineage.made_by(iterations=tuner.total) | {"cases": sorted(tuner.source.volumes)}
         save_tuned(tuner.model, lineage.folder, made_by)
         checkpoints.clear()
+        shutil.rmtree(embeddings_folder(context), ignore_errors=True)
     context.device.accelerator.wait_for_everyone()
     context.emit("finished_stage", path=str(lineage.folder.relative_to(context.study.root)))
     return {"skipped": False, "iterations": tuner.total, "continued_at": begin}
@@ -262,8 +284,19 @@ def labeled_volumes(context: StageContext) -> dict[str, CachedVolume]:
     return volumes
 
 
-def prepare(context: StageContext, lineage: Lineage, volumes: Mapping[str, CachedVolume]) -> FineTuner:
-    """The fine-tuning of this run, before its first step."""
+def embeddings_folder(context: StageContext) -> Path:
+    """Where unfinished fine-tunings keep embeddings; it may be deleted at any time."""
+    return context.study.cache_dir / "embeddings"
+
+
+def prepare(
+    context: StageContext,
+    lineage: Lineage,
+    volumes: Mapping[str, CachedVolume],
+    *,
+    embeddings: Path | None = None,
+) -> FineTuner:
+    """The fine-tuning of this run, before its first step; see :class:`FineTuner` for ``embeddings``."""
     settings, plan = context.settings, context.plan
     tuning = lineage.tuning
     total = plan.iterations_finetune
@@ -278,4 +311,4 @@ def prepare(context: StageContext, lineage: Lineage, volumes: Mapping[str, Cache
             seed=settings.seed,
         )
         model = apply_tuning(model, tuning)
-    return FineTuner(context, volumes, model, tuning=tuning, total=total)
+    return FineTuner(context, volumes, model, tuning=tuning, total=total, embeddings=embeddings)

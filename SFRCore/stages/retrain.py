@@ -7,10 +7,12 @@ kept.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..runtime.checkpoints import Checkpoints
+from ..runtime.files import atomic_path
 from ..runtime.loop import Ahead, made_ahead, train
 from ..runtime.optimise import Optimisation, seed_step
 from ..ssl import get_method
@@ -154,7 +157,8 @@ class Retrainer:
         return changed
 
     def close(self) -> None:
-        self.stack.close()
+        self._close_stream()
+        shutil.rmtree(self._rounds_folder(), ignore_errors=True)
         if self.optimisation is not None:
             self.optimisation.close()
 
@@ -166,6 +170,7 @@ class Retrainer:
             self.anchor = {
                 name: value.detach().cpu().clone() for name, value in self.method.student.state_dict().items()
             }
+            self._close_stream()
             self.predicted = self._predict_unlabeled()
         else:
             self.anchor = None
@@ -181,6 +186,13 @@ class Retrainer:
         optimizer = torch.optim.SGD(groups, lr=phase.base_rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
         self.optimisation = Optimisation(device, self.method, optimizer)
         self._open_stream(phase)
+
+    def _close_stream(self) -> None:
+        """End the stream of batches, and let go of the label maps that it was made from."""
+        self.stack.close()
+        self.stack = ExitStack()
+        self.ahead = None
+        self.predicted = {}
 
     def _open_stream(self, phase: Phase) -> None:
         settings, plan = self.context.settings, self.context.plan
@@ -215,8 +227,12 @@ class Retrainer:
         self.ahead = self.stack.enter_context(made_ahead(make))
 
     def _predict_unlabeled(self) -> dict[str, np.ndarray]:
-        """Label maps of all unlabeled volumes by the student as it stands (rounds of self-training)."""
+        """Label maps of all unlabeled volumes by the student as it stands (rounds of self-training): memory
+        maps of files that stay until the next round.
+        """
         plan, device = self.context.plan, self.context.device
+        folder = self._rounds_folder()
+        shutil.rmtree(folder, ignore_errors=True)
         student = self.method.student.to(device.torch_device).eval()
 
         predicted = {}
@@ -235,11 +251,18 @@ class Retrainer:
                 trained_on=plan.patch,
                 check=self.context.check,
             )
-            predicted[case_id] = found.argmax(0).astype(np.uint8)
+            path = folder / f"{index:05d}.npy"
+            with atomic_path(path) as temporary:
+                np.save(temporary, found.argmax(0).astype(np.uint8))
+            predicted[case_id] = np.load(path, mmap_mode="r")
             self.context.emit(
                 "progress", step=index + 1, total=len(self.unlabeled), doing="pseudo-labels of the round"
             )
         return predicted
+
+    def _rounds_folder(self) -> Path:
+        """Where this process keeps the label maps of a round of self-training."""
+        return self.context.study.cache_dir / "rounds" / str(self.context.device.rank)
 
 
 def _channels_last(batch: Batch) -> Batch:
@@ -278,6 +301,7 @@ def make_method(context: StageContext, guided: bool) -> Method:
             patch=plan.patch,
             make_student=build,
             with_pseudo_labels=guided,
+            pseudo_weight=settings.pseudo_weight if guided else 1.0,
             options=options,
             seed=settings.seed,
         )
