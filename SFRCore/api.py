@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 AnyStudy = Study | Path | str
 SINGLE_STAGES = ("finetune", "pseudolabel", "retrain", "predict")
-WORTH_ESTIMATING = 200
+WORTH_ESTIMATING = 300
 """Iterations below which measuring would take as long as running."""
 
 

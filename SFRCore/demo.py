@@ -17,7 +17,7 @@ from .synthetic import STRUCTURES, make_synthetic_cohort
 CASES, LABELED, TEST = 12, 3, 3
 SIZE = (48, 48, 16)
 ITERATIONS_FINETUNE = 120
-ITERATIONS_RETRAIN = 150
+ITERATIONS_RETRAIN = 160
 MARK = "demo.txt"
 MARK_TEXT = "Made by 'sfr demo'; replaced when it runs again.\n"
 COHORT, STUDY = "cohort", "study"

@@ -49,7 +49,8 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
-        Preset("auto", "Any volumes: patch, canvas and normalisation are chosen from them"),
+        # Short trainings: steps would leave the full learning rate after 40 % of few iterations.
+        Preset("auto", "Any volumes: patch, canvas and normalisation are chosen from them", schedule="poly"),
         Preset(
             "left_atrium",
             "Left atrium in late-enhancement MR (LA 2018)",
@@ -119,6 +120,7 @@ PRESETS: dict[str, Preset] = {
             flip="left_right",
             iterations_finetune=500,
             iterations_retrain=500,
+            schedule="poly",
             reference_stride=(8, 12, 8),
         ),
     )

@@ -82,9 +82,8 @@ def progress_at(phases: Sequence[Phase], total: int, step: int) -> Progress:
 class Batch:
     """Crops of labeled cases and of unlabeled ones; a side without crops has tensors of length 0.
 
-    Images (B, 1, X, Y, Z) float32; labels and pseudo-labels (B, X, Y, Z) int64 class indices;
-    pseudo-probabilities (B, C, X, Y, Z); valid (B, X, Y, Z) bool, False where the crop was padded; ids tell
-    each crop's case and place.
+    Images (B, 1, X, Y, Z) float32; labels and pseudo-labels (B, X, Y, Z) int64 class indices; valid
+    (B, X, Y, Z) bool, False where the crop was padded; ids tell each crop's case and place.
     """
 
     labeled_images: Tensor
@@ -93,7 +92,6 @@ class Batch:
     unlabeled_images: Tensor
     unlabeled_valid: Tensor
     pseudo_labels: Tensor | None = None
-    pseudo_probabilities: Tensor | None = None
     labeled_ids: tuple[str, ...] = ()
     unlabeled_ids: tuple[str, ...] = ()
 

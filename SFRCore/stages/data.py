@@ -86,7 +86,6 @@ def make_batch(
         labels=_stack([crop.label for _, crop in labeled], shape, np.int64),
         unlabeled_images=images(unlabeled),
         pseudo_labels=pseudo_labels,
-        pseudo_probabilities=None,
         labeled_valid=valid(labeled),
         unlabeled_valid=valid(unlabeled),
         labeled_ids=tuple(identity for identity, _ in labeled),

@@ -133,8 +133,8 @@ def describe(
     """The numbers of a result.
 
     ``probabilities`` (C, X, Y, Z) on the file's own grid with background first, ``values`` the study's values
-    of classes 1..C-1, ``spacing`` in millimetres. Mean confidence is Eq. 8 of the paper; the expected Dice of a structure is
-    2 sum(p y) / (sum p + sum y), 0 where it was not found.
+    of classes 1..C-1, ``spacing`` in millimetres. Mean confidence is Eq. 8 of the paper; the expected Dice
+    of a structure is 2 sum(p y) / (sum p + sum y), 0 where it was not found.
     """
     label = probabilities.argmax(0)
     confidence = probabilities.max(0)

@@ -25,6 +25,8 @@ from ..study import Case
 from ..study.folder import FileStamp, file_stamp
 from .context import StageContext
 
+CANVAS_SETTINGS = ("foundation", "patch", "canvas", "zoom", "preprocessing")
+"""Settings of a fine-tuning that must agree where the foundation is used."""
 FOUNDATION_INFO = "foundation.json"
 STUDENT_INFO = "student.json"
 
@@ -157,15 +159,15 @@ def foundation_lineage(context: StageContext) -> Lineage:
 def tuned_foundation(context: StageContext) -> Lineage:
     """The lineage of the foundation that is in the study.
 
-    Raises InputError where there is none, it was tuned with other settings than this run's, or it has seen
-    the label of what is a test case now.
+    Raises InputError where there is none, it takes other canvases than this run's (another foundation, patch
+    or preprocessing), or it has seen the label of what is a test case now.
     """
     lineage = foundation_lineage(context)
     if lineage.existing is None:
         raise InputError("The foundation is not tuned yet.", hint="Run the stage finetune first.")
-    if lineage.existing["recipe"] != lineage.recipe:
-        before = lineage.existing.get("settings", {})
-        others = [name for name, new in lineage.settings.items() if digest(before.get(name)) != digest(new)]
+    before = lineage.existing.get("settings", {})
+    others = [name for name in CANVAS_SETTINGS if digest(before.get(name)) != digest(lineage.settings[name])]
+    if others:
         raise InputError(
             f"The foundation in {lineage.folder} was tuned with other settings ({', '.join(others)}).",
             hint="Give the settings of the fine-tuning, or run the stage finetune with these.",

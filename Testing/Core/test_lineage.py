@@ -251,9 +251,9 @@ def test_pseudo_labels_of_an_earlier_foundation_are_not_learned_from(study: Stud
 def test_a_foundation_of_other_settings_is_not_mixed_with_these(study: Study) -> None:
     api.run_stage(study, "finetune", **SETTINGS)
     for online in (False, True):
-        with pytest.raises(InputError, match=r"tuned with other settings \(seed\)") as caught:
+        with pytest.raises(InputError, match=r"tuned with other settings \(patch\)") as caught:
             stage = "retrain" if online else "pseudolabel"
-            changes = {"seed": 4, "pseudo_labels": "online" if online else "cached"}
+            changes = {"patch": (32, 16, 16), "pseudo_labels": "online" if online else "cached"}
             api.run_stage(study, stage, **(SETTINGS | changes))
         assert "finetune" in caught.value.hint
     assert not (study.root / "pseudo_labels" / "case_03.nrrd").exists()

@@ -405,7 +405,7 @@ def test_batch_moves_as_a_whole() -> None:
     one = batch()
     moved = one.to("meta")
     assert moved.labeled_images.device.type == moved.pseudo_labels.device.type == "meta"  # type: ignore[union-attr]
-    assert moved.pseudo_probabilities is None and moved.labeled_ids == one.labeled_ids
+    assert moved.labeled_ids == one.labeled_ids
     assert one.images.shape == (4, 1, *PATCH) and one.valid.shape == (4, *PATCH)
 
 
