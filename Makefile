@@ -29,7 +29,7 @@ define find_python
 	fi
 endef
 
-# $(1): folder of the environment.  $(2): what to install.  $(3): options that pip lacks and uv has.
+# $(1): folder of the environment.  $(2): what to install.  $(3): options of uv, which resolves many times quicker than pip.
 define make_environment
 	@set -e; \
 	if ! $(1)/bin/python -c '' 2>/dev/null; then \
@@ -41,13 +41,14 @@ define make_environment
 	  fi; \
 	fi; \
 	echo "Installing into $(1) (PyTorch is large: a few minutes the first time)"; \
-	if command -v uv >/dev/null 2>&1; then uv pip install --quiet --python $(1)/bin/python $(3) -e '$(2)'; \
-	else \
+	uv="$$(command -v uv || true)"; \
+	if [ -z "$$uv" ]; then \
 	  pip="$(1)/bin/python -m pip --quiet --disable-pip-version-check"; \
 	  $$pip --version >/dev/null 2>&1 || $(1)/bin/python -m ensurepip >/dev/null; \
-	  if [ -z "$(3)" ]; then $$pip install -e '$(2)'; \
-	  else $$pip install uv && $(1)/bin/uv pip install --quiet --python $(1)/bin/python $(3) -e '$(2)'; fi; \
-	fi
+	  if $$pip install uv 2>/dev/null; then uv=$(1)/bin/uv; fi; \
+	fi; \
+	if [ -n "$$uv" ]; then "$$uv" pip install --quiet --python $(1)/bin/python $(3) -e '$(2)'; \
+	else $$pip install -e '$(2)'; fi
 	@touch $(1)/.installed
 endef
 
