@@ -57,7 +57,7 @@ def estimate(context: StageContext, stages: tuple[str, ...]) -> dict[str, Any]:
     return {
         "seconds": sum(per_stage.values()),
         "memory_bytes": context.device.peak_memory(),
-        "per_stage": {name: round(seconds, 1) for name, seconds in per_stage.items()},
+        "per_stage": {name: round(seconds, 3) for name, seconds in per_stage.items()},
         "device": context.device.name(),
     }
 
