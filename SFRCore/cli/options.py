@@ -38,7 +38,9 @@ Tuning = Annotated[
     str | None,
     typer.Option(help="What of SAM is tuned: lora, decoder or full.", show_default="by the foundation"),
 ]
-Student = Annotated[str | None, typer.Option(help="Network that predicts in the end.", show_default="vnet")]
+Student = Annotated[
+    str | None, typer.Option(help="Network that predicts in the end: vnet or unet3d.", show_default="vnet")
+]
 PseudoLabels = Annotated[
     str | None,
     typer.Option(help="cached (made once) or online (made while retraining).", show_default="cached"),

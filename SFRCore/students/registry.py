@@ -6,12 +6,13 @@ from typing import Any
 
 from SFRCore.errors import InputError
 from SFRCore.students.student import Student
+from SFRCore.students.unet3d import UNet3D
 from SFRCore.students.vnet import VNet
 
 
 def student_types() -> dict[str, type[Student]]:
     """Every student network by its name."""
-    return {VNet.name: VNet}
+    return {VNet.name: VNet, UNet3D.name: UNet3D}
 
 
 def make_student(name: str, *, in_channels: int, classes: int, **options: Any) -> Student:
