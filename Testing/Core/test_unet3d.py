@@ -113,10 +113,12 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
         "in_channels": 1,
         "classes": 3,
         "patch": list(PATCH),
+        "stride": [16, 8, 8],
+        "made_by": {},
         "preprocessing": {"stack_axis": 2},
         "structures": [
-            {"value": 1, "name": "A", "color": [1, 0, 0]},
-            {"value": 4, "name": "B", "color": [0, 1, 0]},
+            {"value": 1, "name": "A", "color": [255, 0, 0]},
+            {"value": 4, "name": "B", "color": [0, 255, 0]},
         ],
     }
     save_student(model, tmp_path / "model", info)
