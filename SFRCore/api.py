@@ -80,6 +80,14 @@ def estimate(study: AnyStudy, *, on_event: Listener | None = None, **options: An
         return measured(context, stages)
 
 
+def compare(study: AnyStudy, ssl: Sequence[str], **options: Any) -> dict[str, Any]:
+    """Train and score several methods with several seeds; see :func:`SFRCore.comparison.compare`."""
+    from .comparison import compare as compared
+
+    _refuse_in_slicer()
+    return compared(opened(study), ssl, **options)
+
+
 def evaluate(study: AnyStudy, **options: Any) -> dict[str, Any]:
     """Score results against references; see :func:`SFRCore.stages.evaluate.evaluate`."""
     from .stages.evaluate import evaluate as scored

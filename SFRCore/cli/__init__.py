@@ -7,7 +7,7 @@ from importlib import import_module
 
 from SFRCore.cli.app import app, main
 
-for _part in ("studies", "computing", "results", "upkeep"):
+for _part in ("studies", "computing", "comparing", "results", "upkeep"):
     import_module(f"{__name__}.{_part}")
 
 __all__ = ["app", "main"]

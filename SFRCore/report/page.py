@@ -11,8 +11,10 @@ from statistics import median
 from typing import Any
 
 from SFRCore import __version__
+from SFRCore.comparison.table import read_comparisons
 from SFRCore.errors import InputError
 from SFRCore.report.cases import DOUBTFUL, CaseRow, case_rows, left_out, number, read_scores
+from SFRCore.report.comparisons import comparison_section
 from SFRCore.report.gallery import Gallery, gallery
 from SFRCore.report.history import History, read_history, read_models, readable_rows
 from SFRCore.report.markup import count, document, fixed, moment, table
@@ -53,6 +55,7 @@ def write_report(
             _look_first(rows, drawn),
             what_was_run(study, history),
             scores_section(scores),
+            comparison_section(read_comparisons(study)),
             drawn.html,
             _rest(rows, drawn),
             _left_out(study, history),

@@ -1,0 +1,127 @@
+"""What is compared: the rows of the table, and the snapshot of the study that all of them learn from."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from SFRCore.errors import InputError
+from SFRCore.runtime.files import read_json, write_json
+from SFRCore.runtime.identity import file_identity
+from SFRCore.settings import Settings
+from SFRCore.study import Study
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+DESCRIPTION = "comparison.json"
+STUDY, RESULTS = "study", "results"
+ROW_SETTINGS = ("recipe", "ssl", "seed", "device", "precision", "yes")
+"""Settings that may differ between the rows of one table, or do not change what is learned."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table: a semi-supervised method within a recipe."""
+
+    recipe: str
+    ssl: str
+
+    @property
+    def key(self) -> str:
+        """What the row's student is called in ``models`` and its results are in files."""
+        return f"{self.recipe}-{self.ssl}"
+
+    @property
+    def title(self) -> str:
+        """The row's name for people; the recipe is said where it adds to the method."""
+        return self.ssl if self.recipe == "baseline" else f"{self.recipe}: {self.ssl}"
+
+
+def parse_rows(names: Sequence[str], recipe: str) -> list[Row]:
+    """Rows from "METHOD" or "RECIPE/METHOD"; ``recipe`` is that of the names without one.
+
+    Raises InputError for unknown or repeated rows, or none.
+    """
+    from SFRCore.recipes import get_recipe
+    from SFRCore.ssl import get_method
+
+    rows: list[Row] = []
+    for name in names:
+        before, slash, method = name.rpartition("/")
+        row = Row(before if slash else recipe, method)
+        get_recipe(row.recipe)
+        get_method(row.ssl)
+        if row in rows:
+            raise InputError(f"'{name}' is in the comparison twice.", hint="Name every row once.")
+        rows.append(row)
+    if not rows:
+        raise InputError("There is nothing to compare.", hint="Name methods: --ssl supervised,mean_teacher")
+    return rows
+
+
+def comparison_folder(study: Study, name: str) -> Path:
+    """STUDY/comparisons/NAME; raises InputError for a name that is no plain word."""
+    if not NAME.fullmatch(name):
+        raise InputError(
+            f"'{name}' cannot be the name of a comparison.",
+            hint="Use letters, digits, dots, dashes and underscores.",
+        )
+    return study.root / "comparisons" / name
+
+
+def snapshot(study: Study, folder: Path, settings: Settings, cases: str) -> Study:
+    """The study in which the rows are trained: the same cases, with the labels as they are now.
+
+    It is made at the first call. Raises InputError where an earlier part of this comparison was made from
+    other labels, other cases or with other settings.
+    """
+    now = _made_from(study, settings, cases)
+    if (folder / DESCRIPTION).is_file():
+        before = read_json(folder / DESCRIPTION)
+        changed = [key for key, value in now.items() if before.get(key) != value]
+        if changed:
+            raise InputError(
+                f"The comparison '{folder.name}' was begun with other {' and '.join(changed)}.",
+                hint="Give this one a name of its own (--name), or repeat the settings of before.",
+            )
+        return Study.open(folder / STUDY)
+    shutil.rmtree(folder, ignore_errors=True)  # a copy that was cut off
+    copy = Study.create(
+        folder / STUDY,
+        structures=study.structures,
+        preset=study.preset,
+        other_as_background=study.other_as_background,
+    )
+    for case in study.cases.values():
+        if case.role == "ignored" or case.problem:
+            continue
+        label = study.label_path(case.id) if case.role == "labeled" else None
+        copy.add(
+            study.image_path(case.id),
+            id=case.id,
+            role=case.role,
+            label=label,
+            reference=study.reference_path(case.id) if case.role != "labeled" else None,
+        )
+    write_json(folder / DESCRIPTION, now)
+    return copy
+
+
+def _made_from(study: Study, settings: Settings, cases: str) -> dict[str, Any]:
+    """What all rows share, in plain values as JSON gives them back."""
+    used = [case for case in study.cases.values() if case.role != "ignored"]
+    shared = {name: value for name, value in settings.to_dict().items() if name not in ROW_SETTINGS}
+    shared["patch"] = list(settings.patch) if settings.patch else None
+    labels = {}
+    for case in used:
+        path = study.label_path(case.id) if case.role == "labeled" else None
+        labels[case.id] = str(file_identity(path)["sha256"]) if path is not None else ""
+    return {
+        "labels": labels,
+        "roles": {case.id: case.role for case in used},
+        "settings": shared,
+        "scored cases": cases,
+    }

@@ -1,0 +1,147 @@
+"""Training and scoring the rows of a comparison, one after the other; what is done is kept."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from SFRCore.comparison.plan import Row, comparison_folder, parse_rows, snapshot
+from SFRCore.comparison.table import Comparison, result_path, tabulate, write_tables
+from SFRCore.errors import Cancelled, InputError, SFRError
+from SFRCore.runtime.files import write_json
+from SFRCore.runtime.jobs import Job
+from SFRCore.runtime.worker import Worker
+from SFRCore.settings import Settings
+from SFRCore.study import Study
+
+Listener = Callable[[dict[str, Any]], None]
+STAGE = "compare"
+
+
+def compare(
+    study: Study,
+    ssl: Sequence[str],
+    *,
+    seeds: int = 3,
+    first_seed: int = 1,
+    base: str | None = None,
+    name: str = "methods",
+    cases: str = "test",
+    mode: str = "strict",
+    on_event: Listener | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Train every row with every seed on a snapshot of the study, score it, and write the table.
+
+    ``ssl`` are methods, or "RECIPE/METHOD"; ``base`` is the row that differences are taken to (the first).
+    ``options`` are the fields of :class:`SFRCore.settings.Settings` that all rows share. Everything is kept
+    in STUDY/comparisons/NAME: a row that is done is not trained again, also when rows or seeds are added later,
+    and one that was cut off goes on. A row that fails is said and left out of the table.
+
+    Returns the table's ``rows``, its ``base``, ``folder`` and ``failed``. Raises InputError where nothing can
+    be compared, a row does not fit the study, or the study has changed since the comparison was begun.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("A comparison runs in one process.", hint="Start it without accelerate launch.")
+    if seeds < 1:
+        raise InputError("A comparison needs at least one seed.")
+    study.check_writable()
+    settings = Settings.of(**options)
+    rows = parse_rows(ssl, settings.recipe)
+    first = parse_rows([base], settings.recipe)[0] if base else rows[0]
+    if first not in rows:
+        raise InputError(f"The base '{base}' is not one of the rows.", hint="Name it in --ssl as well.")
+    if not any(case.reference for case in study.cases.values()):
+        raise InputError(
+            "No case has a reference to score against.", hint="Give references with 'sfr init --labels'."
+        )
+    wanted = [(row, seed) for seed in range(first_seed, first_seed + seeds) for row in rows]
+    folder = comparison_folder(study, name)
+    scored = f"{cases} cases, {mode} mode"
+    failed: dict[str, str] = {}
+    with Worker(study.root, STAGE, {"rows": [row.key for row in rows], "seeds": seeds}) as worker:
+        worker.stage = STAGE
+        tell = _teller(worker, on_event)
+        copy = snapshot(study, folder, settings, scored)
+        begin, trained = time.monotonic(), 0
+        for number, (row, seed) in enumerate(wanted):
+            worker.check()
+            if not result_path(folder, row, seed).is_file() and row.key not in failed:
+                watched = _watched(worker, copy, tell)
+                try:
+                    _train(copy, folder, row, settings.with_(seed=seed), cases, mode, watched)
+                except Cancelled:
+                    raise
+                except SFRError as error:
+                    if error.exit_code == 4:
+                        raise
+                    failed[row.key] = error.message
+                    tell({"event": "warning", "message": f"{row.title} is left out: {error.message}"})
+                trained += 1
+            left = len(wanted) - number - 1
+            eta = {"eta_s": (time.monotonic() - begin) / trained * left} if trained else {}
+            tell({"event": "progress", "step": number + 1, "total": len(wanted), "doing": row.title, **eta})
+            write_tables(folder, _table(folder, rows, wanted, first, scored), rows, _seeds(wanted))
+        table = _table(folder, rows, wanted, first, scored)
+    if len(failed) == len(rows):
+        raise InputError(f"No row could be trained: {next(iter(failed.values()))}")
+    return table.to_dict() | {"folder": str(folder), "failed": failed}
+
+
+def _train(
+    copy: Study, folder: Path, row: Row, settings: Settings, cases: str, mode: str, listener: Listener
+) -> None:
+    from SFRCore import api
+
+    begin = time.perf_counter()
+    chosen = settings.with_(recipe=row.recipe, ssl=row.ssl, yes=True)
+    done = api.run(copy, on_event=listener, **vars(chosen))
+    scores = api.evaluate(copy, cases=cases, mode=mode)
+    result = {
+        "row": row.key,
+        "seed": settings.seed,
+        "scores": scores,
+        "seconds": time.perf_counter() - begin,
+        "stages": done["stages"],
+    }
+    write_json(result_path(folder, row, settings.seed), result)
+
+
+def _table(
+    folder: Path, rows: Sequence[Row], wanted: Sequence[tuple[Row, int]], base: Row, scored: str
+) -> Comparison:
+    return tabulate(folder, rows, _seeds(wanted), base, scored)
+
+
+def _seeds(wanted: Sequence[tuple[Row, int]]) -> list[int]:
+    return sorted({seed for _, seed in wanted})
+
+
+def _teller(worker: Worker, on_event: Listener | None) -> Listener:
+    def tell(event: dict[str, Any]) -> None:
+        fields = {"stage": STAGE, **event}
+        worker.events.emit(**fields)
+        if on_event is not None:
+            on_event(fields)
+
+    return tell
+
+
+def _watched(worker: Worker, copy: Study, tell: Listener) -> Listener:
+    """Hands on what a row's run tells, and hands it the wish to stop."""
+    asked = False
+
+    def listen(event: dict[str, Any]) -> None:
+        nonlocal asked
+        if event.get("event") in ("progress", "warning", "skipped"):
+            tell(event)
+        if not asked and worker.folder.stop_file.exists():
+            asked = True
+            job = Job.running(copy.root)
+            if job is not None:
+                job.cancel()
+
+    return listen

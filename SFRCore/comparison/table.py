@@ -1,0 +1,209 @@
+"""The table of a comparison: means over seeds, paired differences over cases, as Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from SFRCore.comparison.plan import RESULTS, Row
+from SFRCore.errors import SFRError
+from SFRCore.runtime.files import read_json, write_json, write_text
+from SFRCore.study import Study
+
+TABLE = "table.json"
+MEASURES = {
+    "dice": "Dice (%)",
+    "jaccard": "Jaccard (%)",
+    "hd95": "95HD",
+    "asd": "ASD",
+}
+RESAMPLES = 10_000
+FEWEST_CASES = 6
+"""Below this many cases a signed-rank test cannot become significant."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison as it stands: ``lines``, one a row, of plain values, and what was scored."""
+
+    name: str
+    base: str
+    lines: list[dict[str, Any]]
+    scored: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "base": self.base, "scored": self.scored, "rows": self.lines}
+
+
+def tabulate(folder: Path, rows: Sequence[Row], seeds: Sequence[int], base: Row, scored: str) -> Comparison:
+    """The table from the results that are there.
+
+    Of every row: mean and standard deviation over seeds of each measure (the mean over structures of the
+    mean over cases), and the paired difference of Dice to ``base``: every case's mean over the seeds that
+    both rows have, with a 95 % bootstrap interval over the cases and the p-value of Wilcoxon's signed-rank
+    test (None below six cases).
+    """
+    results = {row: _results(folder, row, seeds) for row in rows}
+    lines = []
+    for row in rows:
+        done = results[row]
+        line: dict[str, Any] = {"row": row.title, "recipe": row.recipe, "ssl": row.ssl, "seeds": sorted(done)}
+        for measure in MEASURES:
+            values = [_mean_of(result["scores"], measure) for result in done.values()]
+            known = np.array([value for value in values if value is not None], dtype=float)
+            line[measure] = float(known.mean()) if known.size else None
+            line[f"{measure}_std"] = float(known.std(ddof=1)) if known.size > 1 else None
+            line[f"{measure}_by_seed"] = values
+        line["minutes"] = (
+            float(np.mean([result["seconds"] for result in done.values()])) / 60 if done else None
+        )
+        line |= _difference(done, results[base]) if row != base else {}
+        lines.append(line)
+    return Comparison(folder.name, base.title, lines, scored)
+
+
+def write_tables(folder: Path, comparison: Comparison, rows: Sequence[Row], seeds: Sequence[int]) -> None:
+    """``table.md``, ``table.csv``, ``cases.csv`` (a line a row, seed, case and structure), ``table.json``."""
+    write_text(folder / "table.md", markdown(comparison))
+    write_text(folder / "table.csv", _csv(comparison.lines))
+    write_text(folder / "cases.csv", _csv(list(_by_case(folder, rows, seeds))))
+    write_json(folder / TABLE, comparison.to_dict())
+
+
+def read_comparisons(study: Study) -> list[Comparison]:
+    """The comparisons of a study that have a table, by name; a damaged one is passed over."""
+    found = []
+    for path in sorted(study.root.glob(f"comparisons/*/{TABLE}")):
+        try:
+            table = read_json(path)
+            found.append(
+                Comparison(path.parent.name, str(table["base"]), list(table["rows"]), str(table["scored"]))
+            )
+        except (SFRError, KeyError, TypeError):
+            continue
+    return found
+
+
+def markdown(comparison: Comparison) -> str:
+    """The table for people: Dice and Jaccard in %, distances in the unit that was scored."""
+    heads = ["Method", *MEASURES.values(), f"Difference in Dice to {comparison.base}", "p", "Seeds"]
+    lines = [f"Scored: {comparison.scored}. Mean ± standard deviation over seeds.", ""]
+    lines.append("| " + " | ".join(heads) + " |")
+    lines.append("|---|" + "---|" * (len(heads) - 1))
+    for line in comparison.lines:
+        cells = [line["row"]]
+        for measure in MEASURES:
+            factor = 100 if measure in ("dice", "jaccard") else 1
+            cells.append(with_deviation(line[measure], line[f"{measure}_std"], factor))
+        cells += [difference_text(line), p_text(line), str(len(line["seeds"])) or "–"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def with_deviation(mean: float | None, deviation: float | None, factor: float = 1.0) -> str:
+    """ "86.03 ± 0.41", without the deviation where there is one seed, "–" where there is none."""
+    if mean is None or not math.isfinite(mean):
+        return "–"
+    text = f"{factor * mean:.2f}"
+    return text if deviation is None else f"{text} ± {factor * deviation:.2f}"
+
+
+def difference_text(line: Mapping[str, Any]) -> str:
+    """ "+1.20 [+0.31, +2.05]" in percent points, or "–"."""
+    if line.get("difference") is None:
+        return "–"
+    low, high = line["difference_interval"]
+    return f"{100 * line['difference']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+
+
+def p_text(line: Mapping[str, Any]) -> str:
+    """The p-value with three decimals, or "–"."""
+    p = line.get("p")
+    return "–" if p is None else ("< 0.001" if p < 0.001 else f"{p:.3f}")
+
+
+def _results(folder: Path, row: Row, seeds: Sequence[int]) -> dict[int, Any]:
+    found = {}
+    for seed in seeds:
+        path = result_path(folder, row, seed)
+        if path.is_file():
+            found[seed] = read_json(path)
+    return found
+
+
+def result_path(folder: Path, row: Row, seed: int) -> Path:
+    return folder / RESULTS / f"{row.key}-{seed}.json"
+
+
+def _mean_of(scores: Mapping[str, Any], measure: str) -> float | None:
+    values = [means[measure] for means in scores["structures"].values() if means[measure] is not None]
+    return float(np.mean(values)) if values else None
+
+
+def _difference(done: Mapping[int, Any], base: Mapping[int, Any]) -> dict[str, Any]:
+    common = sorted(set(done) & set(base))
+    first, second = _dice_by_case(done, common), _dice_by_case(base, common)
+    cases = sorted(set(first) & set(second))
+    if not cases:
+        return {"difference": None, "difference_interval": None, "p": None}
+    differences = np.array([first[case] - second[case] for case in cases])
+    drawn = np.random.default_rng(0).integers(len(cases), size=(RESAMPLES, len(cases)))
+    low, high = np.quantile(differences[drawn].mean(1), (0.025, 0.975))
+    return {
+        "difference": float(differences.mean()),
+        "difference_interval": [float(low), float(high)],
+        "p": _signed_rank(differences),
+    }
+
+
+def _signed_rank(differences: NDArray[np.float64]) -> float | None:
+    from scipy.stats import wilcoxon
+
+    if len(differences) < FEWEST_CASES or not differences.any():
+        return None
+    return float(wilcoxon(differences).pvalue)
+
+
+def _dice_by_case(results: Mapping[int, Any], seeds: Sequence[int]) -> dict[str, float]:
+    """Of every case that all seeds scored: its mean Dice over structures and seeds."""
+    values: dict[str, list[float]] = {}
+    for seed in seeds:
+        for case, entry in results[seed]["scores"]["cases"].items():
+            known = [one["dice"] for one in entry["structures"].values() if one["dice"] is not None]
+            if known:
+                values.setdefault(case, []).append(float(np.mean(known)))
+    return {case: float(np.mean(each)) for case, each in values.items() if len(each) == len(seeds)}
+
+
+def _by_case(folder: Path, rows: Sequence[Row], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    return [
+        {"recipe": row.recipe, "ssl": row.ssl, "seed": seed, "case": case, "structure": structure, **scores}
+        for row in rows
+        for seed, result in _results(folder, row, seeds).items()
+        for case, entry in result["scores"]["cases"].items()
+        for structure, scores in entry["structures"].items()
+    ]
+
+
+def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
+    columns = list(dict.fromkeys(name for line in lines for name in line))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    for line in lines:
+        writer.writerow({name: _cell(value) for name, value in line.items()})
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, list):
+        return ";".join("" if item is None else str(item) for item in value)
+    return "" if value is None else value

@@ -1,0 +1,194 @@
+"""``sfr compare``: rows and seeds, what is kept, the table and its numbers."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import wilcoxon
+from typer.testing import CliRunner
+
+from SFRCore import api
+from SFRCore.cli import app
+from SFRCore.comparison import Row, parse_rows, read_comparisons
+from SFRCore.comparison.table import markdown, result_path, tabulate
+from SFRCore.errors import Cancelled, InputError
+from SFRCore.foundation.spec import SPECS
+from SFRCore.report import write_report
+from SFRCore.runtime.files import write_json
+from SFRCore.runtime.jobs import Job
+from SFRCore.students import vnet
+from SFRCore.study import Study
+
+SETTINGS: dict[str, Any] = {
+    "patch": (16, 16, 16), "iterations_finetune": 1, "iterations_retrain": 2, "device": "cpu",
+}  # fmt: skip
+POCKET = {
+    "dim": 24, "depth": 2, "heads": 2, "global_blocks": (1,), "canvas": 64, "out_chans": 16, "mlp_dim": 16,
+    "iou_hidden": 16,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def pocket_networks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(SPECS, "tiny", replace(SPECS["tiny"], **POCKET))  # type: ignore[arg-type]
+    monkeypatch.setattr(vnet, "_CHANNELS", (2, 4, 4, 8, 8))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def study(tmp_path: Path, cohort: tuple[Path, Path]) -> Study:
+    study = Study.create(tmp_path / "study", structures={1: "Front", 2: "Back"})
+    images, labels = (sorted(folder.iterdir()) for folder in cohort)
+    for index, (image, label) in enumerate(zip(images[:4], labels[:4], strict=True)):
+        if index < 1:
+            study.add(image, label=label)
+        else:
+            study.add(image, reference=label, role="test" if index >= 2 else "unlabeled")
+    return study
+
+
+def test_rows_are_methods_or_recipe_and_method() -> None:
+    assert parse_rows(["mean_teacher", "baseline/supervised"], "sfr") == [
+        Row("sfr", "mean_teacher"),
+        Row("baseline", "supervised"),
+    ]
+    with pytest.raises(InputError, match="twice"):
+        parse_rows(["mean_teacher", "sfr/mean_teacher"], "sfr")
+    with pytest.raises(InputError):
+        parse_rows(["sfr/means_teacher"], "sfr")
+    with pytest.raises(InputError, match="nothing"):
+        parse_rows([], "sfr")
+
+
+def test_a_table_is_made_kept_and_extended(study: Study) -> None:
+    rows = ["baseline/supervised", "baseline/mean_teacher", "sfr/mean_teacher"]
+    done = api.compare(study, rows, seeds=1, **SETTINGS)
+    folder = Path(done["folder"])
+    assert [line["row"] for line in done["rows"]] == ["supervised", "mean_teacher", "sfr: mean_teacher"]
+    assert not done["failed"] and done["base"] == "supervised"
+    assert not (study.root / "predictions").exists(), "the study's own results are left alone"
+    kept = {path.name: path.stat().st_mtime_ns for path in (folder / "results").iterdir()}
+    assert len(kept) == 3
+
+    again = api.compare(study, rows, seeds=2, **SETTINGS)
+    later = {path.name: path.stat().st_mtime_ns for path in (folder / "results").iterdir()}
+    assert len(later) == 6 and all(later[name] == when for name, when in kept.items())
+    assert [line["seeds"] for line in again["rows"]] == [[1, 2]] * 3
+    scores = [
+        json.loads(result_path(folder, Row("sfr", "mean_teacher"), seed).read_text())["scores"]
+        for seed in (1, 2)
+    ]
+    by_hand = [np.mean([means["dice"] for means in score["structures"].values()]) for score in scores]
+    assert again["rows"][2]["dice"] == pytest.approx(np.mean(by_hand))
+    assert again["rows"][2]["dice_std"] == pytest.approx(np.std(by_hand, ddof=1))
+    with (folder / "cases.csv").open() as lines:
+        assert len(list(csv.DictReader(lines))) == 3 * 2 * 2 * 2
+    assert "| supervised |" in (folder / "table.md").read_text()
+    assert read_comparisons(study)[0].lines == again["rows"]
+    assert "Methods compared" in write_report(study).read_text(encoding="utf-8")
+
+
+def test_a_study_that_has_changed_is_not_mixed_in(study: Study) -> None:
+    api.compare(study, ["baseline/supervised"], seeds=1, **SETTINGS)
+    with pytest.raises(InputError, match="other settings"):
+        api.compare(study, ["baseline/supervised"], seeds=1, **(SETTINGS | {"iterations_retrain": 3}))
+    study.set_role(["case_02"], "ignored")
+    with pytest.raises(InputError, match="other") as caught:
+        api.compare(study, ["baseline/supervised"], seeds=1, **SETTINGS)
+    assert "--name" in caught.value.hint
+    api.compare(study, ["baseline/supervised"], seeds=1, name="without", **SETTINGS)
+
+
+def test_a_row_that_does_not_fit_is_left_out(study: Study) -> None:
+    said: list[str] = []
+
+    def listen(event: dict[str, Any]) -> None:
+        if event["event"] == "warning":
+            said.append(event["message"])
+
+    done = api.compare(study, ["baseline/supervised", "sfr/supervised"], seeds=1, on_event=listen, **SETTINGS)
+    assert list(done["failed"]) == ["sfr-supervised"] and any("left out" in line for line in said)
+    assert done["rows"][1]["dice"] is None and done["rows"][0]["dice"] is not None
+    with pytest.raises(InputError, match="No row could be trained"):
+        api.compare(study, ["sfr/supervised"], seeds=1, name="none", **SETTINGS)
+
+
+def test_cancelled_between_and_within_rows_it_goes_on(study: Study) -> None:
+    rows = ["baseline/supervised", "baseline/mean_teacher"]
+
+    def stop(event: dict[str, Any]) -> None:
+        if event["event"] == "progress" and event["stage"] == "retrain" and "loss" in event:
+            job = Job.running(study.root)
+            assert job is not None
+            job.cancel()
+
+    with pytest.raises(Cancelled):
+        api.compare(study, rows, seeds=1, on_event=stop, **(SETTINGS | {"iterations_retrain": 20}))
+    assert not list(study.root.glob("comparisons/methods/results/*-mean_teacher-*"))
+    done = api.compare(study, rows, seeds=1, **(SETTINGS | {"iterations_retrain": 20}))
+    assert all(line["dice"] is not None for line in done["rows"])
+
+
+def test_what_cannot_be_compared_is_refused_before_anything_is_made(study: Study) -> None:
+    for words, match in (
+        ({"base": "sfr/self_training"}, "not one of the rows"),
+        ({"seeds": 0}, "at least one seed"),
+        ({"name": "../elsewhere"}, "cannot be the name"),
+    ):
+        with pytest.raises(InputError, match=match):
+            api.compare(study, ["baseline/supervised"], **words, **SETTINGS)
+    assert not (study.root / "comparisons").exists()
+
+
+def scores_of(dice: dict[str, float]) -> dict[str, Any]:
+    entry = {"jaccard": 0.5, "asd": 1.0, "hd95": None}
+    return {
+        "structures": {"A": {"dice": float(np.mean(list(dice.values()))), **entry}},
+        "cases": {case: {"structures": {"A": {"dice": value, **entry}}} for case, value in dice.items()},
+    }
+
+
+def test_differences_are_paired_by_case(tmp_path: Path) -> None:
+    base, other = Row("baseline", "supervised"), Row("baseline", "mean_teacher")
+    values = np.random.default_rng(1).uniform(0.4, 0.9, (2, 2, 8))
+    for row, of_row in zip((base, other), values, strict=True):
+        for seed, of_seed in enumerate(of_row):
+            dice = {f"c{index}": float(value) for index, value in enumerate(of_seed)}
+            write_json(result_path(tmp_path, row, seed), {"scores": scores_of(dice), "seconds": 60.0})
+    table = tabulate(tmp_path, [base, other], [0, 1], base, "test cases")
+    differences = values[1].mean(0) - values[0].mean(0)
+    line = table.lines[1]
+    assert line["difference"] == pytest.approx(differences.mean())
+    assert line["difference_interval"][0] < differences.mean() < line["difference_interval"][1]
+    assert line["p"] == pytest.approx(wilcoxon(differences).pvalue)
+    assert "difference" not in table.lines[0] and line["hd95"] is None and line["minutes"] == 1.0
+    text = markdown(table)
+    assert f"{100 * differences.mean():+.2f}" in text and "| – |" in text
+
+
+def test_the_command_prints_the_table(study: Study) -> None:
+    words = [
+        "compare",
+        str(study.root),
+        "--ssl",
+        "baseline/supervised",
+        "--seeds",
+        "1",
+        "--patch",
+        "16,16,16",
+    ]
+    words += ["--iterations-retrain", "1", "--device", "cpu"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert "| supervised |" in done.output and "table.md" in done.output
