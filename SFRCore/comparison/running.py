@@ -38,8 +38,8 @@ def compare(
 
     ``ssl`` are methods, or "RECIPE/METHOD"; ``base`` is the row that differences are taken to (the first).
     ``options`` are the fields of :class:`SFRCore.settings.Settings` that all rows share. Everything is kept
-    in STUDY/comparisons/NAME: a row that is done is not trained again, also when rows or seeds are added later,
-    and one that was cut off goes on. A row that fails is said and left out of the table.
+    in STUDY/comparisons/NAME: a row that is done is not trained again, also when rows or seeds are added
+    later, and one that was cut off goes on. A row that fails is said and left out of the table.
 
     Returns the table's ``rows``, its ``base``, ``folder`` and ``failed``. Raises InputError where nothing can
     be compared, a row does not fit the study, or the study has changed since the comparison was begun.
