@@ -181,7 +181,7 @@ class Method(nn.Module, ABC):
 
     ``defaults`` are the options beside ``common_defaults``; ``reference_steps`` is the released length of
     all phases together; ``uses_unlabeled`` tells whether unlabeled crops are looked at without
-    pseudo-labels.
+    pseudo-labels; ``keeps`` names the options that the numbers of a data set's preset do not replace.
     """
 
     name: ClassVar[str]
@@ -189,6 +189,7 @@ class Method(nn.Module, ABC):
     source: ClassVar[str]
     reference_steps: ClassVar[int] = 6000
     uses_unlabeled: ClassVar[bool] = True
+    keeps: ClassVar[frozenset[str]] = frozenset()
     defaults: ClassVar[Mapping[str, Any]] = {}
     common_defaults: ClassVar[Mapping[str, Any]] = {
         "schedule": "step",

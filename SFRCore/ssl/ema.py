@@ -17,12 +17,12 @@ def make_teacher(student: Network) -> Network:
 
 
 @torch.no_grad()
-def update_ema(teacher: nn.Module, student: nn.Module, step: int, decay: float = 0.99) -> None:
+def update_ema(teacher: nn.Module, student: nn.Module, step: float, decay: float = 0.99) -> None:
     """Move the teacher's parameters towards the student's after the optimiser's 0-based ``step``.
 
-    The weight of the old teacher is min(1 - 1/(step + 1), decay): step 0 copies the student. Buffers (the
-    running statistics of batch norm) are not averaged, as in UA-MT, SSL4MIS and SFR; the teacher stays in
-    training mode.
+    The weight of the old teacher is min(1 - 1/(step + 1), decay): step 0 copies the student, an infinite
+    step means ``decay`` from the beginning. Buffers (the running statistics of batch norm) are not
+    averaged, as in UA-MT, SSL4MIS and SFR; the teacher stays in training mode.
     """
     kept = min(1.0 - 1.0 / (step + 1), decay)
     for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
