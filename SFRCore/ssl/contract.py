@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from numbers import Integral, Real
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from SFRCore.ssl.losses import segmentation_loss
 from SFRCore.ssl.schedules import SCHEDULES, STEP_FRACTION, Schedule, learning_rate
 from SFRCore.students.student import Student
 
+Module = TypeVar("Module", bound=nn.Module)
 PseudoLabels = Literal["foundation", "student", "none"]
 
 
@@ -264,9 +265,13 @@ class Method(nn.Module, ABC):
 
     def new_student(self, key: str, **overrides: Any) -> Student:
         """A fresh student whose weights depend on the seed and ``key`` only, not on what ran before."""
+        return self.seeded(key, lambda: self.context.make_student(**overrides))
+
+    def seeded(self, key: str, build: Callable[[], Module]) -> Module:
+        """What ``build`` makes, with random numbers that depend on the seed and ``key`` only."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(zlib.crc32(f"{self.context.seed}/{key}".encode()))
-            return self.context.make_student(**overrides)
+            return build()
 
 
 def _fits(value: Any, default: Any) -> bool:
