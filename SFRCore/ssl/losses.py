@@ -70,7 +70,7 @@ def cross_entropy(logits: Tensor, target: Tensor, valid: Tensor | None = None) -
     """Mean cross-entropy over the valid voxels; logits (B, C, X, Y, Z), target (B, X, Y, Z) class indices."""
     if valid is None:
         return functional.cross_entropy(logits, target)
-    return _valid_mean(functional.cross_entropy(logits, target, reduction="none"), valid)
+    return valid_mean(functional.cross_entropy(logits, target, reduction="none"), valid)
 
 
 @_full_precision
@@ -86,10 +86,16 @@ def segmentation_loss(
 def consistency_mse(student: Tensor, teacher: Tensor, valid: Tensor | None = None) -> Tensor:
     """Mean over valid voxels and channels of the squared difference of probabilities (B, C, X, Y, Z)."""
     squares = (student - teacher.float()).square().mean(1)
-    return squares.mean() if valid is None else _valid_mean(squares, valid)
+    return squares.mean() if valid is None else valid_mean(squares, valid)
 
 
-def _valid_mean(values: Tensor, valid: Tensor) -> Tensor:
+@_full_precision
+def entropy(probabilities: Tensor) -> Tensor:
+    """-sum_c p ln(p + 1e-6) of every voxel: (B, C, X, Y, Z) to (B, X, Y, Z)."""
+    return -(probabilities * (probabilities + 1e-6).log()).sum(1)
+
+
+def valid_mean(values: Tensor, valid: Tensor) -> Tensor:
     """Mean of values (B, X, Y, Z) where valid; 0, with a gradient of 0, where nothing is."""
     mask = valid.to(values.dtype)
     return (values * mask).sum() / mask.sum().clamp(min=1.0)
