@@ -10,6 +10,7 @@ from typing import Any
 from .errors import InputError
 
 CHOICES: dict[str, tuple[str, ...]] = {
+    "tuning": ("lora", "adapter", "decoder", "encoder_decoder", "full"),
     "pseudo_labels": ("cached", "online"),
     "device": ("auto", "cpu", "cuda", "mps"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
@@ -51,7 +52,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
-            value = str(getattr(self, name))
+            value = str(getattr(self, name) or allowed[0])
             if value not in allowed and not (name == "device" and re.fullmatch(r"cuda:\d+", value)):
                 raise InputError(
                     f"'{value}' is not a value of {name.replace('_', ' ')}.",

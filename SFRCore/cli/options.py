@@ -36,7 +36,10 @@ Foundation = Annotated[
 ]
 Tuning = Annotated[
     str | None,
-    typer.Option(help="What of SAM is tuned: lora, decoder or full.", show_default="by the foundation"),
+    typer.Option(
+        help="What of SAM is tuned: lora, adapter, decoder, encoder_decoder or full.",
+        show_default="by the foundation",
+    ),
 ]
 Student = Annotated[
     str | None, typer.Option(help="Network that predicts in the end: vnet or unet3d.", show_default="vnet")

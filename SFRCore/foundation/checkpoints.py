@@ -227,12 +227,18 @@ def save_foundation_checkpoint(model: ClasswiseSAM, path: Path | str) -> None:
     """Write all weights in segment-anything's names, to be used as a foundation model again.
 
     Safetensors where the file is called so, else PyTorch's format. Raises ValueError while low-rank adapters
-    are attached (merge them first), DiskFull and InputError where the file cannot be written.
+    are attached (merge them first), InputError for bottleneck adapters, which that format cannot hold, and
+    DiskFull and InputError where the file cannot be written.
     """
     path = Path(path)
     split = model.state_dict()
     if any(".lora_" in key for key in split):
         raise ValueError("merge the adapters before saving a foundation checkpoint")
+    if any(".adapter." in key for key in split):
+        raise InputError(
+            "A model with bottleneck adapters cannot be written in Segment Anything's own format.",
+            hint="Tune it with lora instead, whose adapters can be merged.",
+        )
     state = {key: value.detach().cpu().contiguous() for key, value in join_qkv(split).items()}
     with atomic_path(path) as temporary:
         if path.suffix.lower() == ".safetensors":

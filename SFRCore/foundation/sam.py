@@ -28,7 +28,8 @@ class SplitAttention(nn.Module):
     rounding. There, the score of query token a and key token b is q_a.k_b/sqrt(d) + q_a.Rh[row] +
     q_a.Rw[column]. The last two terms are an inner product as well: of q_a's scores for every row and column
     with two one-hot vectors that tell where b is. So they are appended to q and k, and fused attention does
-    without the (tokens x tokens) matrices of scores and positions.
+    without the (tokens x tokens) matrices of scores and positions. What an ``adapter`` makes of the result,
+    if there is one, is added to it.
     """
 
     def __init__(self, dim: int, heads: int, size: int) -> None:
@@ -40,6 +41,7 @@ class SplitAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.rel_pos_h = nn.Parameter(torch.zeros(2 * size - 1, dim // heads))
         self.rel_pos_w = nn.Parameter(torch.zeros(2 * size - 1, dim // heads))
+        self.adapter: nn.Module | None = None
 
     def forward(self, tokens: Tensor) -> Tensor:
         batch, height, width, dim = tokens.shape
@@ -63,7 +65,7 @@ class SplitAttention(nn.Module):
         )
         mixed = mixed[..., :head_dim].transpose(1, 2).reshape(batch, height, width, dim)
         result: Tensor = self.proj(mixed)
-        return result
+        return result if self.adapter is None else result + self.adapter(result)
 
 
 def _relative(table: Tensor, size: int) -> Tensor:

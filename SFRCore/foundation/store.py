@@ -14,7 +14,7 @@ from SFRCore.foundation.checkpoints import build_foundation, seeded
 from SFRCore.foundation.download import CHECKPOINTS, checkpoint_folder, file_sha256
 from SFRCore.foundation.sam import ClasswiseSAM
 from SFRCore.foundation.spec import FoundationSpec
-from SFRCore.foundation.tuning import apply_tuning
+from SFRCore.foundation.tuning import WHOLE_ENCODER, apply_tuning
 from SFRCore.runtime.files import atomic_path, read_json, write_json
 
 WEIGHTS = "foundation.safetensors"
@@ -100,11 +100,11 @@ def load_tuned(folder: Path | str, *, checkpoint_folder: Path | str | None = Non
 
 
 def _is_whole(tuning: dict[str, Any], origin: dict[str, Any]) -> bool:
-    return tuning.get("method") not in ("lora", "decoder") or "sha256" not in origin
+    return tuning.get("method", "full") in WHOLE_ENCODER or "sha256" not in origin
 
 
 def _is_tuned_part(name: str) -> bool:
-    return not name.startswith("image_encoder.") or ".lora_" in name
+    return not name.startswith("image_encoder.") or ".lora_" in name or ".adapter." in name
 
 
 def _read_weights(path: Path, checksum: str) -> dict[str, Tensor]:

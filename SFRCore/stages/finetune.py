@@ -23,7 +23,7 @@ from ..errors import InputError
 from ..foundation.checkpoints import RANDOM, build_foundation
 from ..foundation.sam import ClasswiseSAM
 from ..foundation.store import load_tuned, save_tuned
-from ..foundation.tuning import apply_tuning
+from ..foundation.tuning import WHOLE_ENCODER, apply_tuning
 from ..runtime.checkpoints import Checkpoints
 from ..runtime.loop import made_ahead, train
 from ..runtime.optimise import Optimisation, seed_step
@@ -41,11 +41,11 @@ STAGE_SEED = 1
 IGNORE = 255
 WEIGHT_DECAY = 0.1
 POWER = 0.9
-RATES = {"lora": 1e-3, "decoder": 1e-3, "full": 1e-4}
+RATES = {"lora": 1e-3, "adapter": 1e-3, "decoder": 1e-3, "encoder_decoder": 1e-4, "full": 1e-4}
 RANDOM_RATE = 1e-3
 """Learning rate where every weight starts from random numbers."""
 WARM_UP = 0.05
-"""Share of the iterations in which the rate of a full tuning rises from 0."""
+"""Share of the iterations in which the rate rises from 0 where the whole encoder is tuned."""
 POOL_PER_CASE = 16
 LARGEST_POOL = 96
 """Batches, of ``finetune_batch`` crops each, whose embeddings are computed once when only the decoder is
@@ -91,7 +91,8 @@ class FineTuner:
             trained, lr=RATES[tuning], betas=(0.9, 0.999), weight_decay=WEIGHT_DECAY
         )
         self.optimisation = Optimisation(context.device, self.model, optimizer)
-        self.rate = RANDOM_RATE if settings.foundation in RANDOM and tuning == "full" else RATES[tuning]
+        anew = settings.foundation in RANDOM and tuning in WHOLE_ENCODER
+        self.rate = RANDOM_RATE if anew else RATES[tuning]
         self.lean = False
         self.pool: EmbeddingPool | None = None
         self.stack = ExitStack()
@@ -162,9 +163,9 @@ class FineTuner:
         return (cross_entropy(logits, target, valid) + _unmasked_dice(logits, target, valid)) / 2
 
     def _rate_at(self, k: int) -> float:
-        """Polynomial decay, counted after the step as the reference does; a full tuning warms up first."""
+        """Polynomial decay, counted after the step as the reference does; a whole encoder warms up first."""
         rate = self.rate * (1 - min(k + 1, self.total - 1) / self.total) ** POWER
-        if self.tuning == "full":
+        if self.tuning in WHOLE_ENCODER:
             rate *= min(1.0, (k + 1) / max(1.0, WARM_UP * self.total))
         return rate
 
@@ -257,7 +258,7 @@ def _say_what_to_expect(context: StageContext, lineage: Lineage) -> None:
             code="random_foundation",
             hint="For real work choose vit_b ('sfr download vit_b') or a checkpoint file of your own.",
         )
-        if lineage.tuning != "full":
+        if lineage.tuning not in WHOLE_ENCODER:
             context.warn(
                 "Most of its random weights stay as they are with this tuning, so it will learn little.",
                 code="frozen_random",

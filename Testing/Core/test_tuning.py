@@ -10,11 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from SFRCore.errors import InputError
+from SFRCore.foundation.adapters import Adapter
 from SFRCore.foundation.checkpoints import build_foundation, save_foundation_checkpoint
 from SFRCore.foundation.sam import ClasswiseSAM
 from SFRCore.foundation.spec import SPECS
 from SFRCore.foundation.store import load_tuned, read_description, save_tuned
 from SFRCore.foundation.tuning import apply_tuning, has_adapters, merge, trainable_names
+from SFRCore.settings import Settings
 
 CANVAS = 64
 
@@ -74,10 +76,13 @@ def test_lora_trains_adapters_no_mask_embedding_and_decoder_only() -> None:
     assert model.tuning == {"method": "lora", "rank": 3}
 
 
-@pytest.mark.parametrize("method", ["lora", "full", "decoder"])
+METHODS = ["lora", "adapter", "decoder", "encoder_decoder", "full"]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_every_trained_parameter_and_no_other_gets_a_gradient(method: str) -> None:
     model = apply_tuning(tiny(), method)
-    train(model, steps=1)
+    train(model, steps=2)
     names = set(trainable_names(model))
     assert names == {name for name, p in model.named_parameters() if p.grad is not None}
     encoder = {name for name in names if name.startswith("image_encoder.")}
@@ -117,14 +122,69 @@ def test_a_merged_model_becomes_a_foundation_file(tmp_path: Path) -> None:
     torch.testing.assert_close(again(canvases()), model(canvases()), rtol=1e-4, atol=1e-4)
 
 
+def test_bottlenecks_change_nothing_at_first_and_learn() -> None:
+    model = tiny()
+    expected = model(canvases())
+    before = torch.get_rng_state()
+    apply_tuning(model, "adapter")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(model(canvases()), expected)
+    assert model.tuning == {"method": "adapter", "width": 48}
+    assert sum(isinstance(part, Adapter) for part in model.modules()) == 2 * 6
+    frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
+    train(model, steps=3)
+    assert not torch.allclose(model(canvases()), expected, atol=0.1)
+    assert all(torch.equal(p, frozen[name]) for name, p in model.named_parameters() if name in frozen)
+    again = apply_tuning(apply_tuning(tiny(), "adapter", seed=1), "adapter")
+    drawn = [m.image_encoder.blocks[0].attn.adapter.down.weight for m in (model, again)]
+    assert not torch.equal(*drawn), "drawn from the seed"
+
+
+def test_bottlenecks_of_vit_b_have_a_quarter_of_its_channels() -> None:
+    with torch.device("meta"):
+        model = apply_tuning(ClasswiseSAM(SPECS["vit_b"], classes=2), "adapter")
+    sizes = [p.numel() for name, p in model.named_parameters() if ".adapter." in name]
+    assert sum(sizes) == 2 * 12 * (2 * 768 * 192 + 768 + 192)
+
+
+def test_the_two_versions_of_medsam_leave_the_prompt_encoder_alone() -> None:
+    for method in ("decoder", "encoder_decoder"):
+        names = trainable_names(apply_tuning(tiny(), method))
+        assert not any(name.startswith("prompt_encoder.") for name in names)
+        decoder = {name for name in names if name.startswith("mask_decoder.")}
+        assert {
+            name for name, _ in tiny().named_parameters() if name.startswith("mask_decoder.")
+        } - decoder == {name for name, _ in tiny().named_parameters() if "iou_prediction_head" in name}
+    everything = set(trainable_names(apply_tuning(tiny(), "full")))
+    names = set(trainable_names(apply_tuning(tiny(), "encoder_decoder")))
+    assert everything - names == {"prompt_encoder.no_mask_embed.weight"}
+
+
+def test_bottlenecks_stay_in_a_merged_model(tmp_path: Path) -> None:
+    model = apply_tuning(tiny(), "adapter", width=8)
+    train(model, steps=3)
+    plain = merge(model)
+    assert has_adapters(plain) and not trainable_names(plain) and not plain.training
+    assert torch.equal(plain(canvases()), model(canvases()))
+    with pytest.raises(InputError, match="bottleneck adapters") as caught:
+        save_foundation_checkpoint(plain, tmp_path / "base.pth")
+    assert "lora" in caught.value.hint
+
+
 def test_unknown_methods_and_ranks_are_refused() -> None:
     with pytest.raises(InputError, match="called bottleneck"):
         apply_tuning(tiny(), "bottleneck")
     with pytest.raises(InputError, match="rank of 0"):
         apply_tuning(tiny(), "lora", rank=0)
+    with pytest.raises(InputError, match="width of 193"):
+        apply_tuning(tiny(), "adapter", width=193)
+    with pytest.raises(InputError, match="'bottleneck' is not a value of tuning"):
+        Settings.of(tuning="bottleneck")
     model = apply_tuning(tiny(), "lora", rank=2)
     with pytest.raises(ValueError, match="merge them first"):
         apply_tuning(model, "lora", rank=4)
+    with pytest.raises(ValueError, match="merge them first"):
+        apply_tuning(model, "adapter")
     assert apply_tuning(model, "lora", rank=2) is model
 
 
@@ -135,7 +195,7 @@ def base_file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("method", ["lora", "full", "decoder"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("from_file", [True, False])
 def test_a_tuned_model_comes_back_equal_and_can_be_tuned_on(
     tmp_path: Path, base_file: Path, method: str, from_file: bool
@@ -155,8 +215,9 @@ def test_a_tuned_model_comes_back_equal_and_can_be_tuned_on(
     description = read_description(folder)
     assert description["made_by"] == {"stage": "finetune", "iterations": 1}
     weights = load_file(folder / "foundation.safetensors")
-    if from_file and method != "full":
-        assert not any(name.startswith("image_encoder.") and ".lora_" not in name for name in weights)
+    if from_file and method in ("lora", "adapter", "decoder"):
+        encoder = {name for name in weights if name.startswith("image_encoder.")}
+        assert all(".lora_" in name or ".adapter." in name for name in encoder)
         assert description["origin"]["file"] == str(base_file)
     assert sorted(entry.name for entry in folder.iterdir()) == ["foundation.json", "foundation.safetensors"]
 
