@@ -22,7 +22,9 @@ LEAST: dict[str, int] = {"seed": 0, "iterations_finetune": 1, "iterations_retrai
 class Settings:
     """The settings of one run; ``None`` means "as the preset says".
 
-    ``device`` may name one GPU (``cuda:1``). ``method_options`` are handed to the semi-supervised method.
+    ``input`` is what SAM is shown of a patch, see :func:`SFRCore.inputs.make_layout`.
+    ``device`` may name one GPU (``cuda:1``). ``method_options`` are handed to the semi-supervised method,
+    ``recipe_options`` to the recipe.
     ``pseudo_weight`` is the weight of the pseudo-label loss (1 in the reference implementation of SFR; 0
     leaves the foundation's pseudo-labels out).
     ``faithful`` follows the reference implementation also where it departs from its paper
@@ -36,6 +38,7 @@ class Settings:
     preset: str | None = None
     foundation: str = "tiny"
     tuning: str | None = None
+    input: str = "stitched"
     student: str = "vnet"
     pseudo_labels: str = "cached"
     device: str = "auto"
@@ -48,6 +51,7 @@ class Settings:
     fast: bool = True
     patch: tuple[int, int, int] | None = None
     method_options: Mapping[str, Any] = field(default_factory=dict)
+    recipe_options: Mapping[str, Any] = field(default_factory=dict)
     yes: bool = False
 
     def __post_init__(self) -> None:

@@ -32,10 +32,13 @@ class StitchLayout:
     With ``zoom`` each voxel covers zoom x zoom canvas pixels.
 
     Attributes: ``canvases`` (N), ``tiles`` (rows, columns), ``valid`` ((N, S, S) bool, True on content),
-    ``filled`` (fraction of valid pixels).
+    ``filled`` (fraction of valid pixels). ``windows``, ``single``, ``together`` and ``drawn`` are those of
+    :mod:`SFRCore.inputs`: one canvas or several, a patch is always laid out and segmented whole.
 
     Raises InputError where a slice is larger than the canvas.
     """
+
+    together = 1
 
     def __init__(self, patch_size: tuple[int, int, int], canvas_size: int, zoom: int = 1) -> None:
         size_x, size_y, slices = (int(n) for n in patch_size)
@@ -66,6 +69,17 @@ class StitchLayout:
         self._overlap = slice(self._starts[-1], (self.canvases - 1) * tiles)
         self._build_indices()
         self.filled = float(self.valid.float().mean())
+
+    @property
+    def windows(self) -> list[tuple[int, int]]:
+        return [(0, self.patch_size[2])]
+
+    @property
+    def single(self) -> StitchLayout:
+        return self
+
+    def drawn(self, rng: np.random.Generator) -> StitchLayout:
+        return self
 
     def offset(self, z: int) -> tuple[int, int, int]:
         """(canvas, row, column) of the first pixel of slice ``z``, in the first canvas that shows it."""

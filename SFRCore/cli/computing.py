@@ -71,6 +71,7 @@ def _add_stage(verb: str) -> None:
         preset: opt.Preset = None,
         foundation: opt.Foundation = None,
         tuning: opt.Tuning = None,
+        input: opt.Input = None,
         student: opt.Student = None,
         pseudo_labels: opt.PseudoLabels = None,
         iterations_finetune: opt.IterationsFinetune = None,
@@ -78,6 +79,7 @@ def _add_stage(verb: str) -> None:
         patch: opt.Patch = None,
         pseudo_weight: opt.PseudoWeight = None,
         method_option: opt.MethodOption = None,
+        recipe_option: opt.RecipeOption = None,
         faithful: opt.Faithful = False,
         dense: opt.Dense = False,
         device: opt.Device = None,
@@ -89,9 +91,10 @@ def _add_stage(verb: str) -> None:
     ) -> None:
         options = {
             "recipe": recipe, "ssl": ssl, "preset": preset, "foundation": foundation, "tuning": tuning,
-            "student": student, "pseudo_labels": pseudo_labels, "iterations_finetune": iterations_finetune,
-            "iterations_retrain": iterations_retrain, "patch": patch, "pseudo_weight": pseudo_weight,
-            "method_option": method_option, "faithful": faithful, "dense": dense,
+            "input": input, "student": student, "pseudo_labels": pseudo_labels,
+            "iterations_finetune": iterations_finetune, "iterations_retrain": iterations_retrain,
+            "patch": patch, "pseudo_weight": pseudo_weight, "method_option": method_option,
+            "recipe_option": recipe_option, "faithful": faithful, "dense": dense,
             "device": device, "precision": precision, "seed": seed,
         }  # fmt: skip
         settings = opt.settings_from(options)

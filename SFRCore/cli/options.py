@@ -41,6 +41,14 @@ Tuning = Annotated[
         show_default="by the foundation",
     ),
 ]
+Input = Annotated[
+    str | None,
+    typer.Option(
+        help="What SAM is shown: stitched, upsampled, small, scale:N (an N x N grid), shuffled or rotated "
+        "slices.",
+        show_default="stitched",
+    ),
+]
 Student = Annotated[
     str | None, typer.Option(help="Network that predicts in the end: vnet or unet3d.", show_default="vnet")
 ]
@@ -73,6 +81,14 @@ MethodOption = Annotated[
         "--method-option",
         metavar="NAME=VALUE",
         help="An option of the semi-supervised method; may be repeated.",
+    ),
+]
+RecipeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--recipe-option",
+        metavar="NAME=VALUE",
+        help="An option of the recipe; may be repeated.",
     ),
 ]
 Faithful = Annotated[
@@ -143,6 +159,9 @@ def settings_from(options: Mapping[str, Any]) -> dict[str, Any]:
     pairs = parse_pairs(given.pop("method_option", None), "--method-option", "NAME=VALUE")
     if pairs:
         given["method_options"] = {name: parse_value(value) for name, value in pairs}
+    pairs = parse_pairs(given.pop("recipe_option", None), "--recipe-option", "NAME=VALUE")
+    if pairs:
+        given["recipe_options"] = {name: parse_value(value) for name, value in pairs}
     return given
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import Cancelled, SFRError
+from ..inputs import Layout, make_layout
 from ..planning import Plan
 from ..runtime.devices import Device, explained_memory, is_out_of_memory
 from ..runtime.jobs import Worker
@@ -90,6 +91,11 @@ class StageContext:
     @property
     def cache(self) -> VolumeCache:
         return VolumeCache(self.study.cache_dir, self.plan.preprocessing)
+
+    def layout(self) -> Layout:
+        """How this run shows patches to SAM; InputError where its input does not suit the plan."""
+        plan = self.plan
+        return make_layout(self.settings.input, plan.patch, plan.canvas, plan.zoom)
 
     def image_path(self, case: Case) -> Path:
         return self.study.image_path(case.id)

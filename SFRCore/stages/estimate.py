@@ -17,7 +17,6 @@ from ..errors import InputError
 from ..foundation.checkpoints import build_foundation
 from ..foundation.tuning import apply_tuning, merge
 from ..runtime.loop import measure
-from ..stitching import StitchLayout
 from ..students import make_student
 from ..students.sliding_window import window_starts
 from . import finetune, retrain
@@ -139,15 +138,15 @@ def _predict_seconds(context: StageContext) -> float:
 
 
 def _sam(context: StageContext) -> Probabilities:
-    plan, settings = context.plan, context.settings
+    plan, settings, layout = context.plan, context.settings, context.layout()
     model = build_foundation(
         settings.foundation,
         classes=len(plan.preprocessing.values) + 1,
-        canvas=plan.canvas,
+        canvas=layout.canvas_size,
         seed=settings.seed,
     )
-    model = merge(apply_tuning(model, "full")).to(context.device.torch_device).eval()
-    return stitched_probabilities(model, StitchLayout(plan.patch, plan.canvas, plan.zoom), context.device)
+    model = merge(apply_tuning(model, foundation_lineage(context).tuning))
+    return stitched_probabilities(model.to(context.device.torch_device).eval(), layout, context.device)
 
 
 def _median_shape(context: StageContext) -> Sequence[int]:

@@ -28,7 +28,6 @@ from ..runtime.checkpoints import Checkpoints
 from ..runtime.loop import made_ahead, train
 from ..runtime.optimise import Optimisation, seed_step
 from ..ssl.losses import cross_entropy, segmentation_loss
-from ..stitching import StitchLayout
 from ..volumes import CachedVolume, bezier_intensity
 from .context import StageContext
 from .data import CANVAS, LABELED, CropSource
@@ -76,7 +75,7 @@ class FineTuner:
         self.context, self.total, self.tuning = context, total, tuning
         self.embeddings = embeddings
         plan, settings = context.plan, context.settings
-        self.layout = StitchLayout(plan.patch, plan.canvas, plan.zoom)
+        self.layout = context.layout()
         self.source = CropSource(
             volumes,
             plan.patch,
@@ -106,20 +105,38 @@ class FineTuner:
         images, labels = [], []
         for offset, (_, crop) in enumerate(crops):
             rng = np.random.default_rng([self.context.settings.seed, CANVAS, 2, first + offset])
-            image = bezier_intensity(
-                rng, crop.image, probability=BEZIER_PROBABILITY, faithful=self.context.settings.faithful
-            )
-            image = np.where(crop.valid, image, 0).astype(np.float32)
             assert crop.label is not None
-            label = np.where(crop.valid, crop.label, IGNORE).astype(np.int64)
-            canvas = self.layout.stitch(torch.from_numpy(image), 0.0, smooth=True)
-            target = self.layout.stitch(torch.from_numpy(label), IGNORE)
-            if self.context.plan.canvas_rotation:
-                canvas, target = self._rotate(rng, canvas, target)
+            canvas, target = self.canvas(rng, crop.image, crop.label, crop.valid)
             images.append(canvas)
             labels.append(target)
         image_batch, label_batch = torch.stack(images), torch.stack(labels)
         return image_batch, label_batch, label_batch != IGNORE
+
+    def canvas(
+        self, rng: np.random.Generator, image: np.ndarray, label: np.ndarray, valid: np.ndarray
+    ) -> tuple[Tensor, Tensor]:
+        """Image and labels (N, S, S) of one augmented crop of arrays (X, Y, Z); 255 where nothing is known.
+
+        Where a crop takes more canvases than make one training image, N of them are drawn.
+        """
+        faithful = self.context.settings.faithful
+        image = bezier_intensity(rng, image, probability=BEZIER_PROBABILITY, faithful=faithful)
+        image = np.where(valid, image, 0).astype(np.float32)
+        label = np.where(valid, label, IGNORE).astype(np.int64)
+        layout = self.layout.drawn(rng)
+        windows = layout.windows
+        if layout.together < len(windows):
+            chosen = rng.choice(len(windows), layout.together, replace=False)
+            windows = [windows[n] for n in sorted(chosen.tolist())]
+        single = layout.single
+        canvas, target = (
+            torch.cat([single.stitch(item[..., a:b], fill, smooth=smooth) for a, b in windows])
+            for item, fill, smooth in (
+                (torch.from_numpy(image), 0.0, True),
+                (torch.from_numpy(label), IGNORE, False),
+            )
+        )
+        return self._rotate(rng, canvas, target) if self.context.plan.canvas_rotation else (canvas, target)
 
     def step(self, k: int) -> dict[str, float]:
         seed_step(self.context.settings.seed, STAGE_SEED, k, self.context.device.rank)
@@ -308,7 +325,7 @@ def prepare(
         model = build_foundation(
             settings.foundation,
             classes=len(plan.preprocessing.values) + 1,
-            canvas=plan.canvas,
+            canvas=context.layout().canvas_size,
             seed=settings.seed,
         )
         model = apply_tuning(model, tuning)

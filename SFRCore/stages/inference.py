@@ -5,7 +5,7 @@ Dice.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from ..inputs import Layout
 from ..runtime.devices import Device
-from ..stitching import StitchLayout
 from ..students import Student, fast_stride, fast_window
 from ..students.sliding_window import sliding_window
 from ..volumes import Frame
@@ -40,18 +40,30 @@ def network_probabilities(network: Student, device: Device) -> Probabilities:
     return probabilities
 
 
-def stitched_probabilities(model: torch.nn.Module, layout: StitchLayout, device: Device) -> Probabilities:
-    """Softmax of a fine-tuned SAM: crops are stitched, segmented as images, and brought back."""
+def stitched_probabilities(model: torch.nn.Module, layout: Layout, device: Device) -> Probabilities:
+    """Softmax of a fine-tuned SAM: crops are laid out, segmented as images, and brought back."""
+    single = layout.single
+
+    def pieces(crop: Tensor) -> Iterator[Tensor]:
+        """Of one crop (X, Y, Z): (C, X, Y, z) for each canvas' slices, as many together as in training."""
+        for first in range(0, len(layout.windows), layout.together):
+            windows = layout.windows[first : first + layout.together]
+            canvases = torch.stack(
+                [single.stitch(crop[..., start:stop], 0.0, smooth=True) for start, stop in windows]
+            )
+            found = []
+            images = canvases.flatten(0, 1).unsqueeze(1)
+            for image in images.split(1 if layout.together == 1 else len(images)):
+                with device.autocast():
+                    logits = model(image)
+                found.append(logits.float().softmax(1))
+            probabilities = torch.cat(found).unflatten(0, canvases.shape[:2]).transpose(1, 2)
+            for offset, piece in enumerate(single.unstitch(probabilities)):
+                reached = layout.windows[first + offset - 1][1] if first + offset else 0
+                yield piece[..., reached - layout.windows[first + offset][0] :]
 
     def probabilities(crops: Tensor) -> Tensor:
-        canvases = layout.stitch(crops[:, 0], 0.0, smooth=True)
-        found = []
-        for canvas in canvases.flatten(0, 1):
-            with device.autocast():
-                logits = model(canvas[None, None])
-            found.append(logits[0].float().softmax(0))
-        stacked = torch.stack(found).unflatten(0, canvases.shape[:2])
-        return layout.unstitch(stacked.transpose(1, 2))
+        return torch.stack([torch.cat(list(pieces(crop)), -1) for crop in crops[:, 0]])
 
     return probabilities
 

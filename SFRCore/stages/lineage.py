@@ -25,7 +25,7 @@ from ..study import Case
 from ..study.folder import FileStamp, file_stamp
 from .context import StageContext
 
-CANVAS_SETTINGS = ("foundation", "patch", "canvas", "zoom", "preprocessing")
+CANVAS_SETTINGS = ("foundation", "input", "patch", "canvas", "zoom", "preprocessing")
 """Settings of a fine-tuning that must agree where the foundation is used."""
 FOUNDATION_INFO = "foundation.json"
 STUDENT_INFO = "student.json"
@@ -133,6 +133,7 @@ def foundation_lineage(context: StageContext) -> Lineage:
         "stage": "finetune",
         "foundation": identity,
         "tuning": tuning,
+        "input": settings.input,
         "seed": settings.seed,
         "faithful": settings.faithful,
         "patch": plan.patch,

@@ -14,7 +14,6 @@ from torch import Tensor
 from ..errors import InputError
 from ..foundation.store import load_tuned
 from ..foundation.tuning import merge
-from ..stitching import StitchLayout
 from .context import DEFECTS, StageContext
 from .inference import Probabilities, as_images, describe, predict_volume, stitched_probabilities, summary
 from .lineage import is_current, tuned_foundation
@@ -28,8 +27,7 @@ def foundation_probabilities(context: StageContext) -> Probabilities:
     not one of this run's settings.
     """
     model = merge(load_tuned(tuned_foundation(context).folder)).to(context.device.torch_device).eval()
-    plan = context.plan
-    return stitched_probabilities(model, StitchLayout(plan.patch, plan.canvas, plan.zoom), context.device)
+    return stitched_probabilities(model, context.layout(), context.device)
 
 
 def pseudolabel(context: StageContext) -> dict[str, Any]:

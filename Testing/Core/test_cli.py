@@ -407,7 +407,7 @@ def test_every_setting_of_a_run_is_an_option() -> None:
     from SFRCore.settings import Settings
 
     text = sfr("run", "--help").stdout
-    renamed = {"method_options": "method-option", "fast": "dense"}
+    renamed = {"method_options": "method-option", "recipe_options": "recipe-option", "fast": "dense"}
     for item in fields(Settings):
         assert "--" + renamed.get(item.name, item.name.replace("_", "-")) in text
 
