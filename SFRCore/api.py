@@ -7,13 +7,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import InputError
+from .errors import InputError, SFRError
 from .runtime.worker import Worker
 from .settings import Settings
 from .study import Study
@@ -38,8 +39,7 @@ def run(study: AnyStudy, *, on_event: Listener | None = None, **options: Any) ->
 
     settings = Settings.of(**options)
     recipe = get_recipe(settings.recipe)
-    with _working(study, "run", settings, on_event) as context:
-        _refuse_misfits(context, recipe.stages)
+    with _working(study, "run", settings, on_event, recipe.stages) as context:
         _tell_estimate(context, recipe.stages)
         done = recipe.run(context)
         return {"run": context.run_dir.name, "study": str(context.study.root), "stages": done}
@@ -48,7 +48,10 @@ def run(study: AnyStudy, *, on_event: Listener | None = None, **options: Any) ->
 def run_stage(
     study: AnyStudy, stage: str, *, on_event: Listener | None = None, **options: Any
 ) -> dict[str, Any]:
-    """Run one stage: "finetune", "pseudolabel", "retrain" or "predict". Otherwise as :func:`run`."""
+    """Run one stage: "finetune", "pseudolabel", "retrain" or "predict". Otherwise as :func:`run`.
+
+    Without a recipe and a method, "predict" takes the student that was trained last.
+    """
     from .stages.finetune import finetune
     from .stages.predict import predict
     from .stages.pseudolabel import foundation_labels, pseudolabel
@@ -57,14 +60,16 @@ def run_stage(
     if stage not in SINGLE_STAGES:
         raise InputError(f"There is no stage '{stage}'.", hint=f"Stages: {', '.join(SINGLE_STAGES)}.")
     settings = Settings.of(**options)
-    with _working(study, stage, settings, on_event) as context:
-        _refuse_misfits(context, (stage,))
+    newest = options.get("recipe") is None and options.get("ssl") is None
+    with _working(study, stage, settings, on_event, (stage,), newest=newest) as context:
         _tell_estimate(context, (stage,))
         if stage == "retrain":
             online = (lambda: foundation_labels(context)) if settings.pseudo_labels == "online" else None
             done = retrain(context, online)
+        elif stage == "predict":
+            done = predict(context, newest=newest)
         else:
-            done = {"finetune": finetune, "pseudolabel": pseudolabel, "predict": predict}[stage](context)
+            done = {"finetune": finetune, "pseudolabel": pseudolabel}[stage](context)
         return {"run": context.run_dir.name, "study": str(context.study.root), "stages": {stage: done}}
 
 
@@ -75,8 +80,7 @@ def estimate(study: AnyStudy, *, on_event: Listener | None = None, **options: An
 
     settings = Settings.of(**options)
     stages = get_recipe(settings.recipe).stages
-    with _working(study, "estimate", settings, on_event) as context:
-        _refuse_misfits(context, stages)
+    with _working(study, "estimate", settings, on_event, stages) as context:
         return measured(context, stages)
 
 
@@ -193,50 +197,71 @@ def opened(study: AnyStudy) -> Study:
 
 @contextmanager
 def _working(
-    study: AnyStudy, command: str, settings: Settings, listener: Listener | None
+    study: AnyStudy,
+    command: str,
+    settings: Settings,
+    listener: Listener | None,
+    stages: Sequence[str],
+    *,
+    newest: bool = False,
 ) -> Iterator[StageContext]:
-    """A context in which stages run: device, plan, and (in the main process) the run's folder and locks."""
+    """A context in which stages run: device, plan, and (in the main process) the run's folder and locks.
+
+    What can be refused is refused before there is a folder for the run.
+    """
+    from .refusals import refuse_early
+    from .stages.survey import saved_plan
+
     _refuse_in_slicer()
     study = opened(study)
     if study.readonly:
         raise InputError(
             f"The study {study.root} is read-only.", hint="Copy it to a place where you can write."
         )
-    device = _device(settings)
-    if not device.is_main:
-        yield _context(study, settings, device, None, None)
-        return
-    with Worker(study.root, command, {"settings": settings.to_dict()}) as worker:
+    worker = Worker(study.root, command, {"settings": settings.to_dict()})
+    try:
+        device = _device(settings)
         study.reload()
-        context = _context(study, settings, device, worker, listener)
-        plan = context.plan
+        context = _context(study, settings, device)
+        refuse_early(replace(context, warned=set()), stages, newest=newest)
+    except SFRError:
+        if worker.folder.exists():  # whoever launched this run reads in its folder how it ended
+            with worker:
+                raise
+        raise
+    if not device.is_main:
+        context.run_dir = _shared_run_dir(device, study.runs_dir)
+        yield context
+        return
+    with worker:
+        study.reload()
+        context.worker, context.listener = worker, listener
+        context.run_dir = _shared_run_dir(device, worker.run_dir)
+        if device.processes == 1:  # another run may have kept a plan meanwhile
+            context.plan = saved_plan(study, settings) or context.plan
         context.begin(command)
-        context.emit(
-            "plan",
-            reasons=list(plan.reasons),
-            device=device.name(),
-            precision=device.precision,
-            **_numbers(plan),
-        )
+        context.emit("plan", device=device.name(), precision=device.precision, **_numbers(context, stages))
         yield context
         study.reload()
         if listener is not None:
             listener({"event": "finished", "stage": "", "peak_memory_bytes": device.peak_memory()})
 
 
-def _context(
-    study: Study, settings: Settings, device: Device, worker: Worker | None, listener: Listener | None
-) -> StageContext:
+def _context(study: Study, settings: Settings, device: Device) -> StageContext:
+    """A context that tells nobody yet."""
     from .stages.context import StageContext
     from .stages.survey import plan_for
 
-    run_dir = worker.run_dir if worker is not None else study.runs_dir
-    if device.processes > 1:
-        from accelerate.utils import broadcast_object_list
+    return StageContext(study, settings, plan_for(study, settings, device), device, worker=None)
 
-        run_dir = Path(broadcast_object_list([str(run_dir)])[0])
-    plan = plan_for(study, settings, device)
-    return StageContext(study, settings, plan, device, worker, listener, run_dir=run_dir)
+
+def _shared_run_dir(device: Device, run_dir: Path) -> Path:
+    """The run folder of the main process, in every process."""
+    if device.processes == 1:
+        return run_dir
+    from accelerate.utils import broadcast_object_list
+
+    return Path(broadcast_object_list([str(run_dir)])[0])
 
 
 def _device(settings: Settings) -> Device:
@@ -250,15 +275,6 @@ def _device(settings: Settings) -> Device:
         there = ", ".join(f"{kind}:{number}" for number in range(torch.cuda.device_count()))
         raise InputError(f"There is no GPU '{settings.device}' here.", hint=f"Choose one of: {there}.")
     return choose_device(settings.device, settings.precision)
-
-
-def _refuse_misfits(context: StageContext, stages: Sequence[str]) -> None:
-    """Raise InputError where method, student, patch and recipe do not fit, before hours are spent."""
-    if "retrain" in stages:
-        from .stages.lineage import uses_pseudo_labels
-        from .stages.retrain import make_method
-
-        make_method(context, uses_pseudo_labels(context))
 
 
 def _check_outputs(image: Path, outputs: Sequence[Path]) -> None:
@@ -279,8 +295,13 @@ def _check_outputs(image: Path, outputs: Sequence[Path]) -> None:
         taken.add(path.resolve())
 
 
-def _numbers(plan: Any) -> dict[str, Any]:
+def _numbers(context: StageContext, stages: Sequence[str]) -> dict[str, Any]:
+    """What the plan event says; predicting alone follows the student's own plan."""
+    plan = context.plan
+    if tuple(stages) == ("predict",):
+        return {"preset": plan.preset, "reasons": []}
     return {
+        "reasons": list(plan.reasons),
         "preset": plan.preset,
         "patch": list(plan.patch),
         "canvas": plan.canvas,

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import subprocess
+
 
 class SFRError(Exception):
     """A failure that is explained to the user.
@@ -46,3 +50,9 @@ class DiskFull(SFRError):
 
     default_code = "disk_full"
     exit_code = 4
+
+
+def command_line(*words: object) -> str:
+    """A command as it is typed on this system: words with spaces or signs of the shell are quoted."""
+    texts = [str(word) for word in words]
+    return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)

@@ -21,6 +21,7 @@ LARGEST_CPU_PATCH = 64**3
 """Voxels; a training step on a larger patch takes tens of seconds on a CPU."""
 BYTES_PER_TRAINED_VOXEL = 2400
 """Memory of a V-Net training step for one voxel of one crop, in float32."""
+FEW_ITERATIONS = "Without a GPU, 1000 iterations each are planned instead of the paper's 6000."
 LEFT_RIGHT_WORDS = ("left", "right", "links", "rechts")
 
 
@@ -159,9 +160,16 @@ def make_plan(
 
 
 def with_settings(plan: Plan, settings: Settings) -> Plan:
-    """An earlier plan with the iterations that this run asks for."""
+    """An earlier plan with the iterations that this run asks for, and without the reason for others."""
+    asked = {"fine-tuning": settings.iterations_finetune, "re-training": settings.iterations_retrain}
+    open_still = [name for name, number in asked.items() if not number]
+    reasons = plan.reasons
+    if len(open_still) < len(asked) and FEW_ITERATIONS in reasons:
+        own = tuple(FEW_ITERATIONS.replace(" each", f" of {name}") for name in open_still)
+        reasons = tuple(reason for reason in reasons if reason != FEW_ITERATIONS) + own
     return replace(
         plan,
+        reasons=reasons,
         iterations_finetune=settings.iterations_finetune or plan.iterations_finetune,
         iterations_retrain=settings.iterations_retrain or plan.iterations_retrain,
     )
@@ -272,6 +280,6 @@ def _flip_axes(preset: Preset, stack_axis: int, names: Sequence[str], reasons: l
 
 def _iterations(preset: Preset, gpu: bool, reasons: list[str]) -> tuple[int, int]:
     if preset.name == "auto" and not gpu:
-        reasons.append("Without a GPU, 1000 iterations each are planned instead of the paper's 6000.")
+        reasons.append(FEW_ITERATIONS)
         return 1000, 1000
     return preset.iterations_finetune, preset.iterations_retrain

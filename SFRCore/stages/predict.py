@@ -7,7 +7,7 @@ from typing import Any
 
 import SimpleITK as sitk
 
-from ..errors import InputError
+from ..errors import InputError, command_line
 from ..planning import digest
 from ..runtime.devices import Device
 from ..students import load_student
@@ -21,15 +21,15 @@ STAGE = "predict"
 KIND = "prediction"
 
 
-def predict(context: StageContext) -> dict[str, Any]:
+def predict(context: StageContext, *, newest: bool = False) -> dict[str, Any]:
     """Write label map, confidence and numbers of every unlabeled and test case without a prediction by this
-    student.
+    student; see :func:`student_for`. Cases whose label the student has learned are marked ("seen").
 
     Raises InputError where no student is trained yet, or no case can be read.
     """
     context.begin(STAGE)
     study, settings = context.study, context.settings
-    folder = _student(context)
+    folder = student_for(context, newest=newest)
     network, info = load_student(folder)
     identity = digest([info["made_by"]["model"], settings.fast])
     cases = study.unlabeled_cases() + study.test_cases()
@@ -40,6 +40,7 @@ def predict(context: StageContext) -> dict[str, Any]:
     cache = VolumeCache(study.cache_dir, Preprocessing.from_dict(info["preprocessing"]))
     network = network.to(context.device.torch_device).eval()
     values = [item["value"] for item in info["structures"]]
+    seen = set(info["made_by"].get("seen", ()))
     context.emit("started", total=len(waiting))
     done = 0
     for index, case in enumerate(mine):
@@ -58,6 +59,7 @@ def predict(context: StageContext) -> dict[str, Any]:
             )
             numbers = describe(found, values, volume.frame, volume.frame.native_spacing)
             numbers["made_by"] = {"model": identity, "stage": STAGE, "student": folder.name}
+            numbers["made_by"]["seen"] = case.id in seen
             label, confidence = as_images(found, values, volume.frame)
             study.write_result(case.id, KIND, label, confidence, numbers)
         except DEFECTS as error:
@@ -91,15 +93,30 @@ def predict_image(
     return label, confidence, numbers
 
 
-def _student(context: StageContext) -> Path:
-    """The student of this recipe and method, or else the one that was trained last."""
+def student_for(context: StageContext, *, newest: bool = False) -> Path:
+    """The folder of the student of this recipe and method; with ``newest``, or else of the one trained last.
+
+    Raises InputError where there is none.
+    """
     own = student_folder(context)
     if (own / STUDENT_INFO).is_file():
         return own
-    others = sorted(context.study.models_dir.glob(f"*/{STUDENT_INFO}"), key=lambda path: path.stat().st_mtime)
-    if not others:
-        raise InputError("No student is trained yet.", hint="Run the stage retrain first.")
-    return others[-1].parent
+    root, settings = context.study.root, context.settings
+    found = sorted(context.study.models_dir.glob(f"*/{STUDENT_INFO}"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise InputError(
+            "No student is trained yet, so nothing can be predicted.",
+            hint=f"Train one first:  {command_line('sfr', 'run', root)}",
+        )
+    if newest:
+        return found[-1].parent
+    there = ", ".join(path.parent.name for path in found)
+    train = command_line("sfr", "run", root, "--recipe", settings.recipe, "--ssl", settings.ssl)
+    raise InputError(
+        f"No student is trained yet for the recipe {settings.recipe} and the method {settings.ssl}; "
+        f"there is: {there}.",
+        hint=f"Leave --recipe and --ssl out to predict with the newest, or train this one:  {train}",
+    )
 
 
 def _is_current(context: StageContext, case: Case, identity: str) -> bool:

@@ -43,6 +43,12 @@ def plan_for(study: Study, settings: Settings, device: Device) -> Plan:
     return with_settings(plan, settings)
 
 
+def saved_plan(study: Study, settings: Settings) -> Plan | None:
+    """The plan that a training of this study has kept, with this run's iterations; None before the first."""
+    path = _plan_path(study, settings)
+    return with_settings(Plan.from_dict(read_json(path)), settings) if path.is_file() else None
+
+
 def keep_plan(study: Study, settings: Settings) -> None:
     """Write a plan that was made in this process: from now on models depend on it, on any computer."""
     path = _plan_path(study, settings)

@@ -16,6 +16,7 @@ from SFRCore import api
 from SFRCore.errors import Cancelled, InputError, OutOfMemory
 from SFRCore.runtime import loop
 from SFRCore.runtime.events import read_events
+from SFRCore.runtime.jobs import Job
 from SFRCore.stages.inference import as_images, describe
 from SFRCore.stages.lineage import shortened
 from SFRCore.study import Study
@@ -353,3 +354,80 @@ def test_what_is_missing_is_said_with_the_next_step(tmp_path: Path, cohort: tupl
         run(study, foundation="vit_x")
     with pytest.raises(InputError, match="no recipe 'sfrr'"):
         run(study, recipe="sfrr")
+
+
+def test_predict_takes_another_student_only_where_none_was_named(finished: Study) -> None:
+    kept = len(list(finished.runs_dir.iterdir()))
+    for named in (
+        {"ssl": "supervised"},
+        {"recipe": "baseline"},
+        {"recipe": "baseline", "ssl": "mean_teacher"},
+    ):
+        with pytest.raises(InputError, match="No student is trained yet for") as caught:
+            api.run_stage(finished, "predict", device="cpu", **named)
+        assert "sfr-mean_teacher" in caught.value.message
+    assert len(list(finished.runs_dir.iterdir())) == kept
+    assert api.run_stage(finished, "predict", device="cpu")["stages"]["predict"]["skipped"]
+    student = finished.models_dir / "sfr-mean_teacher"
+    other = student.rename(student.with_name("baseline-supervised"))
+    try:
+        done = api.run_stage(finished, "predict", device="cpu")["stages"]["predict"]
+        assert done["skipped"], "the newest student is the same model under another name"
+    finally:
+        other.rename(student)
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "said"),
+    [
+        ("predict", {}, "No student is trained yet"),
+        ("pseudolabel", {}, "not tuned yet"),
+        ("run", {"ssl": "mean_teachr"}, "mean_teachr"),
+        ("run", {"foundation": "vit_x"}, "vit_x"),
+        ("run", {"student": "unet9"}, "unet9"),
+        ("run", {"preset": "kidney"}, "kidney"),
+        ("run", {"method_options": {"nonsense": 1}}, "nonsense"),
+        ("run", {"patch": (15, 16, 16)}, "15"),
+    ],
+)
+def test_wrong_options_leave_no_run_behind(
+    tmp_path: Path, cohort: tuple[Path, Path], stage: str, options: dict[str, Any], said: str
+) -> None:
+    study = make_study(tmp_path / "study", cohort)
+    with pytest.raises(InputError, match=said):
+        if stage == "run":
+            run(study, **options)
+        else:
+            api.run_stage(study, stage, **(SETTINGS | options))
+    assert not study.runs_dir.exists()
+
+
+def test_a_launched_run_that_is_refused_says_so_in_its_folder(
+    tmp_path: Path, cohort: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(tmp_path / "study", cohort)
+    folder = study.runs_dir / "20260101-000000-000abcd"
+    folder.mkdir(parents=True)
+    (folder / "launch.json").write_text("{}")
+    monkeypatch.setenv("SFR_RUN", folder.name)
+    with pytest.raises(InputError, match="No student"):
+        api.run_stage(study, "predict", **SETTINGS)
+    failure = Job(study.root, folder.name).error()
+    assert failure is not None and "No student" in failure["message"] and failure["code"] == "input"
+
+
+def test_a_study_without_unlabeled_volumes_is_told_what_to_do(
+    tmp_path: Path, cohort: tuple[Path, Path]
+) -> None:
+    study = make_study(tmp_path / "a study", cohort)
+    with study.transaction():
+        for case in study.unlabeled_cases():
+            case.role = "ignored"
+    for recipe in ("sfr", "baseline"):
+        with pytest.raises(InputError, match="no unlabeled volume left") as caught:
+            run(study, recipe=recipe)
+        assert "--recipe baseline --ssl supervised" in caught.value.hint
+        assert f"'{study.root}'" in caught.value.hint
+    assert not (study.root / "models").exists() and not study.runs_dir.exists()
+    done, _ = run(study, recipe="baseline", ssl="supervised")
+    assert done["stages"]["retrain"]["iterations"] == SETTINGS["iterations_retrain"]

@@ -7,7 +7,7 @@ import torch
 
 from SFRCore import api
 from SFRCore.errors import InputError
-from SFRCore.planning import CaseShape, Plan, make_plan
+from SFRCore.planning import CaseShape, Plan, make_plan, with_settings
 from SFRCore.presets import PRESETS, get_preset
 from SFRCore.settings import Settings
 from SFRCore.volumes import Normalisation
@@ -100,6 +100,16 @@ def test_uniform_interpolates_thin_stacks_to_96_slices() -> None:
     assert plan.preprocessing.spacing is not None
     assert 30 * 5.0 / plan.preprocessing.spacing[2] == pytest.approx(96)
     assert planned("uniform", volumes((200, 200, 120))).preprocessing.spacing is None
+
+
+def test_the_reason_for_iterations_goes_where_the_user_asked_for_others() -> None:
+    plan = planned("auto", volumes((64, 64, 64)), gpu=False)
+    assert "1000 iterations each" in " ".join(plan.reasons)
+    both = with_settings(plan, Settings(iterations_finetune=7, iterations_retrain=8))
+    assert "1000" not in " ".join(both.reasons) and both.iterations_finetune == 7
+    one = " ".join(with_settings(plan, Settings(iterations_finetune=7)).reasons)
+    assert "1000 iterations of re-training" in one and "iterations each" not in one
+    assert with_settings(plan, Settings()).reasons == plan.reasons
 
 
 def test_small_patches_are_enlarged_on_a_large_canvas() -> None:

@@ -1,0 +1,69 @@
+"""What is refused before a run begins: whatever can be known to fail later, when hours were spent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .errors import InputError, command_line
+
+if TYPE_CHECKING:
+    from .stages.context import StageContext
+
+
+def refuse_early(context: StageContext, stages: Sequence[str], *, newest: bool = False) -> None:
+    """Raise InputError where the stages cannot come to their end with this study and these settings.
+
+    ``newest``: predict may take the student that was trained last, whatever its recipe and method.
+    """
+    from .stages.lineage import foundation_identity, tuned_foundation
+    from .stages.predict import student_for
+
+    if {"finetune", "retrain"} & set(stages):
+        _refuse_unlabeled_study(context)
+    if {"finetune", "pseudolabel"} & set(stages):
+        context.layout()
+    if "finetune" in stages:
+        foundation_identity(context.settings.foundation)
+    elif "pseudolabel" in stages:
+        tuned_foundation(context)
+    if "pseudolabel" in stages and not context.study.unlabeled_cases():
+        raise _none_left(context)
+    if "retrain" in stages:
+        _refuse_method(context)
+    elif "predict" in stages:
+        student_for(context, newest=newest)
+
+
+def _refuse_unlabeled_study(context: StageContext) -> None:
+    if not context.study.labeled_cases():
+        give = command_line("sfr", "review", context.study.root, "--label", "CASE=FILE")
+        raise InputError(
+            "No labeled case is in the study, so there is nothing to learn from.",
+            hint=f"Give at least one case its label:  {give}",
+        )
+
+
+def _refuse_method(context: StageContext) -> None:
+    """Raise InputError where method, student, patch and recipe do not fit, or unlabeled cases are lacking."""
+    from .stages.lineage import unlabeled_for_training, uses_pseudo_labels
+    from .stages.retrain import make_method
+
+    method = make_method(context, uses_pseudo_labels(context))
+    wanted = any(phase.unlabeled for phase in method.plan(context.plan.iterations_retrain))
+    if wanted and not unlabeled_for_training(context):
+        raise _none_left(context)
+
+
+def _none_left(context: StageContext) -> InputError:
+    root, settings = context.study.root, context.settings
+    rejected = len(context.study.unlabeled_cases())
+    why = "every other result was rejected" if rejected else "none of its cases is unlabeled"
+    alone = command_line("sfr", "run", root, "--recipe", "baseline", "--ssl", "supervised")
+    return InputError(
+        f"The study has no unlabeled volume left to learn from ({why}), and the recipe {settings.recipe} with "
+        f"the method {settings.ssl} needs some.",
+        hint=f"Add volumes with  {command_line('sfr', 'add', root, 'IMAGES')}  or train on the labels alone:  "
+        f"{alone}",
+        code="no_unlabeled",
+    )
