@@ -22,17 +22,18 @@ WINDOW = 20
 
 
 class MagicNet(Method):
-    """L = [CE + Dice(plain) + Dice(recovered) + Dice(within)]/4 + CE(location)/10 + lambda(k) Dice(recovered).
+    """L = [CE + Dice(plain) + Dice(recovered) + Dice(within)]/4 + CE(location)/10 + w Dice(recovered).
 
-    The bracket is over labeled crops, the last term over unlabeled ones. *Recovered*: at every place the cubes of the batch are
-    permuted, the student's last features are put back and go through its head. *Within*: the cubes of one
-    crop, each seen alone, put together. *Location*: from the bottleneck of a cube alone, its place. The last
-    term compares with labels from the teacher's logits (noisy input), blended
-    with the student's logits of single cubes, the more of these the more frequent the teacher's class is.
+    The bracket is over labeled crops, the last term, with w = lambda(k), over unlabeled ones. *Recovered*: at
+    every place the cubes of the batch are permuted, the student's last features are put back and go through
+    its head. *Within*: the cubes of one crop, each seen alone, put together. *Location*: from the bottleneck
+    of a cube alone, its place. The last term compares with labels from the teacher's logits (noisy input),
+    blended with the student's logits of single cubes, the more of these the more frequent the teacher's
+    class is.
 
     ``cube`` in voxels; ``within_from`` and ``blend_after`` are fractions of the training. The defaults are
-    those for BTCV. On MACT the released code adds *within* from 0.4 on, when lambda is at its largest, and
-    never blends (``blend_after=1``) as lambda is then asked to be larger still. The student has instance
+    those for BTCV. On MACT the released code adds *within* from 0.4 on, when w is at its largest, and
+    never blends (``blend_after=1``) as w is then asked to be larger still. The student has instance
     norm and no dropout. 70000 iterations, polynomial learning rate (BTCV); 30000, a tenth after each 12000
     (MACT).
 

@@ -1,0 +1,125 @@
+"""CPCL: cyclic prototypes, from labeled to unlabeled crops and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from SFRCore.errors import InputError
+from SFRCore.ssl.contract import Batch, Method, MethodContext, Progress, Step
+from SFRCore.ssl.ema import make_teacher, perturb, update_ema
+from SFRCore.ssl.losses import consistency_mse, cross_entropy, segmentation_loss
+from SFRCore.ssl.schedules import Ramp
+
+SHARPNESS = 20.0
+
+
+class CPCL(Method):
+    """L = (CE + Dice)/2 of the labeled crops + lambda(k) (forward + stability) + 10 lambda(k) backward.
+
+    Prototypes of a crop are, for every class, the mean of features over its voxels of that class, weighted
+    with their probability; they label another crop by softmax(20 cos(feature, prototype)). Labeled and
+    unlabeled crops go in pairs. *Forward*: prototypes of the labeled crop (true labels) on the unlabeled
+    one, mean squared difference to the teacher's probabilities there. *Backward*: prototypes of the unlabeled
+    crop (the teacher's labels) on the labeled one, cross-entropy with its labels. *Stability*: mean squared
+    difference of the logits, over all crops, of student and teacher, which sees noise. Features are those of
+    the last decoder stage but one, enlarged; the student's for labeled crops, the teacher's for unlabeled.
+    Dice epsilon 1e-5. 10000 iterations, polynomial learning rate.
+
+    In the released code features and prototypes carry no gradient, so that neither forward nor backward
+    trains anything, and backward takes the softmax twice. Here the student's features keep their gradient
+    (the weights of their mean do not), and there is one softmax.
+    """
+
+    name = "cpcl"
+    description = "CPCL: prototypes of labeled crops label unlabeled ones, and the other way round"
+    source = "Xu et al., IEEE JBHI 2022; CPCL train_CPCL_general_3D.py"
+    reference_steps = 10000
+    keeps = frozenset({"consistency", "ramp"})
+    defaults = {"consistency": 0.1, "ramp": (40, 150, 10000), "backward": 10.0, "ema_decay": 0.99}
+
+    def __init__(self, context: MethodContext) -> None:
+        super().__init__(context)
+        self.ramp = Ramp(self.options["consistency"], *self.options["ramp"])
+        self.student = self.new_student("student")
+        self.teacher = make_teacher(self.student)
+
+    def check(self) -> None:
+        super().check()
+        if min(self.options["ramp"][1:]) <= 0:
+            raise InputError(f"The method {self.name} needs the last two numbers of ramp above 0.")
+
+    def step(self, batch: Batch, progress: Progress) -> Step:
+        labeled = len(batch.labels)
+        images, valid = batch.images, batch.valid
+        decoded = self.student.decode(self.student.encode(images))
+        logits = self.student.head(decoded[-1])
+        own = _middle(decoded)[:labeled]
+        with torch.no_grad():
+            noisy = self.teacher(perturb(images))
+            decoded = self.teacher.decode(self.teacher.encode(batch.unlabeled_images))
+            taught = self.teacher.head(decoded[-1]).float().softmax(1)
+            other = _middle(decoded)
+        with torch.autocast(device_type=images.device.type, enabled=False):
+            size = batch.labels.shape[1:]
+            own, other = (
+                functional.interpolate(one.float(), size=size, mode="trilinear") for one in (own, other)
+            )
+            confidence = logits[:labeled].detach().float().softmax(1)
+            forward, backward = _both_ways(own, other, confidence, taught, batch)
+        stability = consistency_mse(logits, noisy, valid)
+        supervised = segmentation_loss(logits[:labeled], batch.labels, batch.labeled_valid, 1e-5)
+        weight = self.ramp(progress.step_in_phase, progress.phase_total)
+        return Step(
+            loss=supervised + weight * (forward + stability + self.options["backward"] * backward),
+            parts={
+                "supervised": supervised.detach(),
+                "forward": forward.detach(),
+                "backward": backward.detach(),
+                "stability": stability.detach(),
+                "consistency_weight": supervised.new_tensor(weight),
+            },
+            unlabeled_logits=[logits[labeled:]],
+        )
+
+    def after_step(self, progress: Progress) -> None:
+        update_ema(self.teacher, self.student, progress.step_in_phase, self.options["ema_decay"])
+
+
+def _middle(decoded: Sequence[Tensor]) -> Tensor:
+    """The features before the last ones, which are coarser; the last where there is one stage only."""
+    return list(decoded)[-2:][0]
+
+
+def _both_ways(
+    own: Tensor, other: Tensor, confidence: Tensor, taught: Tensor, batch: Batch
+) -> tuple[Tensor, Tensor]:
+    """Forward and backward loss of labeled features, unlabeled ones, and the probabilities of each."""
+    labeled = prototypes(own, batch.labels, confidence, batch.labeled_valid)
+    unlabeled = prototypes(other, taught.argmax(1), taught, batch.unlabeled_valid)
+    predicted = similarities(other, labeled).softmax(1)
+    forward = consistency_mse(predicted, taught, batch.unlabeled_valid)
+    return forward, cross_entropy(similarities(own, unlabeled), batch.labels, batch.labeled_valid)
+
+
+def prototypes(features: Tensor, labels: Tensor, confidence: Tensor, valid: Tensor) -> Tensor:
+    """Mean features (B, C, F) of every class, weighted with its probability; 0 for a class without voxels.
+
+    Features (B, F, X, Y, Z), labels and valid (B, X, Y, Z), confidence (B, C, X, Y, Z).
+    """
+    classes = torch.arange(confidence.shape[1], device=labels.device).view(1, -1, 1, 1, 1)
+    weights = confidence * ((labels[:, None] == classes) & valid[:, None])
+    return torch.einsum("bfxyz,bcxyz->bcf", features, weights) / (weights.sum((2, 3, 4))[..., None] + 1e-5)
+
+
+def similarities(features: Tensor, prototypes: Tensor) -> Tensor:
+    """20 times the cosine (B, C, X, Y, Z) of features (B, F, X, Y, Z) with prototypes (B, C, F)."""
+    directions = functional.normalize(features, dim=1, eps=1e-8)
+    towards = functional.normalize(prototypes, dim=2, eps=1e-8)
+    return SHARPNESS * torch.einsum("bfxyz,bcf->bcxyz", directions, towards)
+
+
+METHOD = CPCL
