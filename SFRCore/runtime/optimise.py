@@ -32,9 +32,13 @@ class Optimisation:
 
     def descend(self, loss: Tensor) -> None:
         """One step along the gradient of ``loss`` (a float32 scalar)."""
+        self.gradient(loss)
+        self.optimizer.step()
+
+    def gradient(self, loss: Tensor) -> None:
+        """Compute the gradient of ``loss`` in place of any before; ``optimizer.step`` is still to come."""
         self.optimizer.zero_grad(set_to_none=True)
         self.device.accelerator.backward(loss)
-        self.optimizer.step()
 
     def state(self) -> dict[str, Any]:
         scaler = self.device.accelerator.scaler

@@ -21,8 +21,10 @@ from ..students import make_student
 from ..students.sliding_window import window_starts
 from . import finetune, retrain
 from .context import StageContext
+from .finetuner import LARGEST_POOL, POOL_PER_CASE
 from .inference import Probabilities, network_probabilities, stitched_probabilities, student_windows
 from .lineage import foundation_lineage, is_current, student_lineage, uses_pseudo_labels
+from .training_set import labeled_volumes, training_volumes
 
 STEPS = 3
 LONG_SECONDS = 12 * 3600.0
@@ -75,7 +77,7 @@ def refuse_long(context: StageContext, found: dict[str, Any]) -> None:
 
 def _finetune_seconds(context: StageContext) -> float:
     lineage = foundation_lineage(context)
-    volumes = finetune.labeled_volumes(context)
+    volumes = labeled_volumes(context)
     lineage = lineage.made_of(volumes)
     if lineage.is_done():
         return 0.0
@@ -83,7 +85,7 @@ def _finetune_seconds(context: StageContext) -> float:
     total = tuner.total
     try:
         if tuner.tuning == "decoder":
-            pool = min(total, finetune.LARGEST_POOL, finetune.POOL_PER_CASE * len(tuner.source.volumes))
+            pool = min(total, LARGEST_POOL, POOL_PER_CASE * len(tuner.source.volumes))
             tuner.total = POOL_STEPS
             begin = time.perf_counter()
             tuner.step(0)
@@ -102,7 +104,7 @@ def _retrain_seconds(context: StageContext) -> float:
     if context.settings.ssl == "supervised":
         unguided = context
     lineage = student_lineage(unguided)
-    trainer = retrain.prepare(unguided, replace(lineage, existing=None), *retrain.training_volumes(unguided))
+    trainer = retrain.prepare(unguided, replace(lineage, existing=None), *training_volumes(unguided))
     continues = student_lineage(context).parent is not None
     try:
         seconds = measure(trainer, context.device, unguided, STEPS)

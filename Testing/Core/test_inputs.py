@@ -19,6 +19,7 @@ from SFRCore.errors import InputError
 from SFRCore.foundation.spec import SPECS
 from SFRCore.inputs import DisturbedLayout, Layout, SliceLayout, make_layout
 from SFRCore.stitching import StitchLayout
+from SFRCore.students import vnet
 from SFRCore.study import Study
 
 INPUTS = ("stitched", "upsampled", "small", "scale:2", "scale:3", "shuffled", "rotated")
@@ -161,6 +162,7 @@ POCKET = {
 def study(tmp_path: Path, cohort: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Study]:
     """Two labeled cases and one without a label; a foundation of a few thousand weights, one thread."""
     monkeypatch.setitem(SPECS, "tiny", replace(SPECS["tiny"], **POCKET))
+    monkeypatch.setattr(vnet, "_CHANNELS", (2, 4, 4, 8, 8))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     study = Study.create(tmp_path / "study", structures={1: "Front", 2: "Back"})

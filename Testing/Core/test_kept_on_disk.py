@@ -16,8 +16,8 @@ from SFRCore.errors import Cancelled
 from SFRCore.planning import CaseShape, make_plan
 from SFRCore.settings import Settings
 from SFRCore.stages.embeddings import EmbeddingPool, Entry
-from SFRCore.stages.finetune import FineTuner
-from SFRCore.stages.retrain import Retrainer, make_method
+from SFRCore.stages.finetuner import FineTuner
+from SFRCore.stages.retrainer import Retrainer, make_method
 from SFRCore.study import Study
 
 DECODER: dict[str, Any] = {
