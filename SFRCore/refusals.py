@@ -47,7 +47,7 @@ def _refuse_unlabeled_study(context: StageContext) -> None:
 def _refuse_method(context: StageContext) -> None:
     """Raise InputError where method, student, patch and recipe do not fit, or unlabeled cases are lacking."""
     from .stages.lineage import unlabeled_for_training, uses_pseudo_labels
-    from .stages.retrain import make_method
+    from .stages.retrainer import make_method
 
     method = make_method(context, uses_pseudo_labels(context))
     wanted = any(phase.unlabeled for phase in method.plan(context.plan.iterations_retrain))
