@@ -128,6 +128,14 @@ class StageContext:
             except DEFECTS as error:
                 self.leave_out(case, error)
                 continue
+            points = volumes[case.id].foreground
+            if case.role == "labeled" and points is not None and not len(points):
+                self.warn(
+                    f"The label of case {case.id} is empty: it teaches that no structure is there.",
+                    code="blank_label",
+                    hint="Give the case another label if that is wrong.",
+                    case=case.id,
+                )
             self.emit("progress", step=index + 1, total=len(cases), doing=doing)
         return volumes
 

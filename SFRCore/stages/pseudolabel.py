@@ -39,7 +39,9 @@ def pseudolabel(context: StageContext) -> dict[str, Any]:
     """
     context.begin(STAGE)
     study, plan = context.study, context.plan
-    model_identity = tuned_foundation(context).model_identity()
+    foundation = tuned_foundation(context)
+    model_identity = foundation.model_identity()
+    seen = set((foundation.existing or {}).get("seen", ()))
     cases = study.unlabeled_cases()
     if not cases:
         raise InputError(
@@ -68,7 +70,7 @@ def pseudolabel(context: StageContext) -> dict[str, Any]:
                 check=context.check_local,
             )
             numbers = describe(found, plan.preprocessing.values, volume.frame, volume.frame.native_spacing)
-            numbers["made_by"] = {"model": model_identity, "stage": STAGE}
+            numbers["made_by"] = {"model": model_identity, "stage": STAGE, "seen": case.id in seen}
             label, confidence = as_images(found, plan.preprocessing.values, volume.frame)
             study.write_result(case.id, KIND, label, confidence, numbers)
         except DEFECTS as error:
