@@ -1,0 +1,195 @@
+"""The bridge between the MRML scene and a study: loaded nodes become cases, results become nodes.
+
+It imports no widget and shows no dialog; what cannot be used raises `InputError` with a reason and a hint.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import SimpleITK as sitk
+import slicer
+
+from SFRCore.errors import InputError
+from SFRCore.study import Case, CaseResult, Study
+from SFRCore.study.case import case_id_from
+from SFRCore.study.pairing import image_stem
+from SFRCore.volumes import Geometry, image_info, read_image
+from SFRCore.volumes.reading import read_any
+
+from . import study_nodes
+from .node_geometry import geometry_of
+from .segment_labels import label_of
+from .segmentation_nodes import show_label, show_outlines
+from .volume_nodes import case_id_of, check_scalar, file_behind, image_of, show_image
+
+KIND_NAMES = {"prediction": "prediction", "pseudo_label": "pseudo-label"}
+
+
+def add_volume(
+    study: Study,
+    volume: slicer.vtkMRMLScalarVolumeNode,
+    segmentation: slicer.vtkMRMLNode | None = None,
+    *,
+    role: str | None = None,
+    id: str | None = None,
+    resample: bool = False,
+) -> Case:
+    """Add a loaded volume to a study, with a segmentation or label map of it as its label.
+
+    The study refers to the volume's file where there is one that holds exactly this volume; else the volume
+    is copied into the study, with linear parent transforms applied to its grid. Of a sequence the frame that
+    is shown is taken. `role` and `resample` are those of `Study.add`.
+
+    Raises `InputError` for what is no scalar volume, a non-linear or shearing transform, or a label that does
+    not fit (see `label_of`); the study is then unchanged.
+    """
+    check_scalar(volume)
+    geometry = geometry_of(volume)
+    label = None if segmentation is None else node_label(study, segmentation, geometry, resample=resample)
+    path = file_behind(volume)
+    if path is not None:
+        wanted = id or _id_of_file(study, path)
+        case = study.add(path, label=label, role=role, id=wanted, resample=resample)
+    else:
+        wanted = id or _free_id(study, case_id_of(volume))
+        case = study.add(image_of(volume), label=label, role=role, id=wanted, resample=resample)
+    study_nodes.mark(volume, study, case.id, "image")
+    return case
+
+
+def set_label(
+    study: Study,
+    id: str,
+    segmentation: slicer.vtkMRMLNode,
+    *,
+    origin: str = "expert",
+    resample: bool = False,
+) -> Path:
+    """Make a segmentation or label map the newest label of a case; raises `InputError` as `label_of` does."""
+    label = node_label(study, segmentation, case_geometry(study, id), resample=resample)
+    return study.accept_label(id, label, origin, resample=resample)
+
+
+def set_reference(study: Study, id: str, segmentation: slicer.vtkMRMLNode, *, resample: bool = False) -> Path:
+    """Keep a segmentation or label map as what only evaluation reads; raises as `set_label` does."""
+    label = node_label(study, segmentation, case_geometry(study, id), resample=resample)
+    return study.set_reference(id, label, resample=resample)
+
+
+def node_label(
+    study: Study,
+    node: slicer.vtkMRMLNode,
+    geometry: Geometry,
+    *,
+    resample: bool = False,
+    marked: bool = False,
+) -> sitk.Image:
+    """A segmentation, or a label map in the study's values, as a label map; `label_of` says how and what is
+    refused. A label map is checked when the study takes it.
+    """
+    if node.IsA("vtkMRMLSegmentationNode"):
+        return label_of(
+            node,
+            study.structures,
+            geometry,
+            resample=resample,
+            others_as_background=study.other_as_background,
+            marked=marked,
+        )
+    if node.IsA("vtkMRMLLabelMapVolumeNode"):
+        return image_of(node)
+    raise InputError(
+        f"'{node.GetName()}' is neither a segmentation nor a label map.",
+        hint="Choose a segmentation of the volume.",
+    )
+
+
+def case_geometry(study: Study, id: str) -> Geometry:
+    """The voxel grid of a case's image, in the world; raises `InputError` where the image cannot be read."""
+    return image_info(study.image_path(id)).geometry
+
+
+def load_image(study: Study, id: str) -> slicer.vtkMRMLScalarVolumeNode:
+    """The image of a case as a volume node: one that is loaded already, else a new one read from the study.
+
+    A loaded volume counts where it was added as this case or is this case's file, and still lies on its grid.
+    """
+    path = study.image_path(id)
+    geometry = image_info(path).geometry
+    for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"):
+        if _is_image_of(node, study, id, path, geometry):
+            return node
+    node = show_image(read_image(path), id)
+    study_nodes.mark(node, study, id, "image")
+    study_nodes.put_into_folder(node, study)
+    return node
+
+
+def load_result(study: Study, id: str, kind: str = "prediction") -> slicer.vtkMRMLSegmentationNode:
+    """A prediction or pseudo-label of a case as a segmentation node in the study's folder.
+
+    One that was loaded before is replaced. Raises `InputError` where the case has none.
+    """
+    result = study.result(id, kind)
+    if result is None:
+        raise InputError(
+            f"Case {id} has no {KIND_NAMES.get(kind, kind)} yet.", hint="Run the study in step 3 first."
+        )
+    label = read_any(result.label_path)
+    for old in study_nodes.find(study, id, kind, "vtkMRMLSegmentationNode"):
+        study_nodes.remove(old)
+    node = show_label(label, study.structures, f"{id} {KIND_NAMES[kind]}")
+    show_outlines(node, fill=0.3)
+    study_nodes.mark(node, study, id, kind)
+    study_nodes.put_into_folder(node, study)
+    return node
+
+
+def load_file(study: Study | None, path: Path, name: str) -> slicer.vtkMRMLSegmentationNode:
+    """A label map in the study's values that is in no study, such as the prediction of a single volume."""
+    label = read_any(path)
+    node = show_label(label, study.structures if study is not None else [], name)
+    show_outlines(node, fill=0.3)
+    return node
+
+
+def maps_of(result: CaseResult) -> tuple[sitk.Image, sitk.Image]:
+    """Label map and confidence map of a result."""
+    return read_any(result.label_path), read_any(result.confidence_path)
+
+
+def _is_image_of(
+    node: slicer.vtkMRMLScalarVolumeNode, study: Study, id: str, path: Path, geometry: Geometry
+) -> bool:
+    marked = study_nodes.is_marked(node, study, None, "image")
+    if marked and not study_nodes.is_marked(node, study, id, "image"):
+        return False
+    try:
+        check_scalar(node)
+        behind = None if marked else file_behind(node)
+        if not marked and (behind is None or behind.resolve() != path.resolve()):
+            return False
+        return not geometry_of(node).difference(geometry)
+    except InputError:
+        return False
+
+
+def _id_of_file(study: Study, path: Path) -> str | None:
+    """None, which takes the file's own name, unless another file has taken that: then one with a number."""
+    wanted = case_id_from(image_stem(path))
+    twin = study.cases.get(wanted)
+    if twin is None or twin.image == str(path.resolve()):
+        return None
+    return _free_id(study, wanted)
+
+
+def _free_id(study: Study, wanted: str | None) -> str | None:
+    """`wanted`, with a number behind it where a case is called so: names in a scene need not differ."""
+    if wanted is None:
+        return None
+    taken = {id.casefold() for id in study.cases}
+    free, number = wanted, 2
+    while free.casefold() in taken:
+        free, number = f"{wanted}_{number}", number + 1
+    return free

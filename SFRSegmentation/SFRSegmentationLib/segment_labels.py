@@ -1,0 +1,151 @@
+"""A segmentation as a label map in the study's values, on exactly the voxels of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import SimpleITK as sitk
+import slicer
+import vtk
+from scipy import ndimage
+from vtk.util.numpy_support import vtk_to_numpy
+
+from SFRCore.errors import InputError
+from SFRCore.study import Structure
+from SFRCore.volumes import Geometry
+
+from .node_geometry import index_to_ras, to_world
+from .segment_matching import Matching, match_segments
+
+_TOLERANCE = 0.1
+
+
+def label_of(
+    node: slicer.vtkMRMLSegmentationNode,
+    structures: Sequence[Structure],
+    geometry: Geometry,
+    *,
+    resample: bool = False,
+    others_as_background: bool = False,
+    marked: bool = False,
+) -> sitk.Image:
+    """The segments as a label map, uint16 in the structures' values, on exactly `geometry` (world, LPS).
+
+    Segments are matched as `match_segments` says; a structure without one stays empty. Voxels are placed one
+    to one, whatever order or direction the axes have; `resample` brings another grid over by nearest
+    neighbour and drops what lies outside. `others_as_background` leaves out segments that are no structure.
+
+    Raises `InputError` for segments that are no structure, voxels in two structures, another grid, voxels
+    outside the image, a non-linear transform, or segments that are not made of voxels.
+    """
+    matching = match_segments(node, structures, marked=marked)
+    if matching.others and not others_as_background:
+        raise _no_structure(node, matching)
+    shape = geometry.size[::-1]
+    label = np.zeros(shape, np.uint16)
+    names = {structure.value: structure.name for structure in structures}
+    for value, id in sorted(matching.ids.items()):
+        mask = segment_mask(node, id, geometry, resample=resample)
+        both = mask & (label > 0)
+        if both.any():
+            first = names[int(label[both][0])]
+            raise InputError(
+                f"{int(both.sum())} voxels of '{node.GetName()}' belong to {first} and to {names[value]}.",
+                hint="Take them from one of the two: paint over them with 'Allow overlap' off in Masking.",
+                code="overlap",
+            )
+        label[mask] = value
+    return geometry.apply(sitk.GetImageFromArray(label))
+
+
+def segment_mask(
+    node: slicer.vtkMRMLSegmentationNode, id: str, geometry: Geometry, *, resample: bool = False
+) -> np.ndarray:
+    """(Z, Y, X) bool: the voxels of a grid that belong to one segment; raises `InputError` as `label_of`."""
+    segment = node.GetSegmentation().GetSegment(id)
+    name = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
+    image = segment.GetRepresentation(name)
+    if image is None:
+        raise InputError(
+            f"The segment '{segment.GetName()}' is a surface, not voxels.",
+            hint="In the Segmentations module, make Binary labelmap under Representations.",
+        )
+    mask = np.zeros(geometry.size[::-1], bool)
+    if image.IsEmpty() or image.GetPointData().GetScalars() is None:
+        return mask
+    extent = image.GetExtent()
+    shape = tuple(extent[2 * axis + 1] - extent[2 * axis] + 1 for axis in (2, 1, 0))
+    voxels = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(shape) == segment.GetLabelValue()
+    inside = ndimage.find_objects(voxels.astype(np.uint8))
+    if not inside:
+        return mask
+    box = inside[0]
+    first = [extent[2 * axis] + box[2 - axis].start for axis in range(3)]
+    _place(voxels[box], first, _index_map(node, image, geometry), mask, f"'{segment.GetName()}'", resample)
+    return mask
+
+
+def _index_map(
+    node: slicer.vtkMRMLSegmentationNode, image: slicer.vtkOrientedImageData, geometry: Geometry
+) -> np.ndarray:
+    """(4, 4) from voxel index of the segment to voxel index of the grid."""
+    matrix = vtk.vtkMatrix4x4()
+    image.GetImageToWorldMatrix(matrix)
+    world = to_world(node) @ slicer.util.arrayFromVTKMatrix(matrix)
+    return np.linalg.inv(index_to_ras(geometry)) @ world
+
+
+def _place(
+    voxels: np.ndarray, first: list[int], index_map: np.ndarray, mask: np.ndarray, name: str, resample: bool
+) -> None:
+    """Write (Z, Y, X) voxels, whose first one has the index `first` (i, j, k), into `mask`."""
+    last = [start + length - 1 for start, length in zip(first, voxels.shape[::-1], strict=True)]
+    corners = np.array([[*corner, 1] for corner in np.array(np.meshgrid(*zip(first, last, strict=True))).T
+                        .reshape(-1, 3)], float)  # fmt: skip
+    whole = np.round(index_map)
+    exact = np.abs((index_map[:3] - whole[:3]) @ corners.T).max() < _TOLERANCE
+    exact = exact and abs(round(np.linalg.det(whole[:3, :3]))) == 1
+    if not exact and not resample:
+        raise InputError(
+            f"The segment {name} does not lie on the voxels of the image.",
+            hint="Check that it was drawn on this image, or let it be resampled.",
+            code="other_grid",
+        )
+    if not exact:
+        mask |= _resampled(voxels, first, index_map, mask.shape)
+        return
+    indices = np.argwhere(voxels)[:, ::-1] + np.asarray(first)
+    placed = (indices @ whole[:3, :3].T.astype(int)) + whole[:3, 3].astype(int)
+    within = np.all((placed >= 0) & (placed < np.array(mask.shape[::-1])), axis=1)
+    if not within.all() and not resample:
+        raise InputError(
+            f"{int((~within).sum())} voxels of the segment {name} lie outside the image.",
+            hint="Check that it was drawn on this image, or let it be resampled, which cuts them off.",
+            code="other_grid",
+        )
+    i, j, k = placed[within].T
+    mask[k, j, i] = True
+
+
+def _resampled(
+    voxels: np.ndarray, first: list[int], index_map: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray:
+    """The voxels on the grid of `shape` (Z, Y, X), nearest neighbour."""
+    back = np.linalg.inv(index_map)
+    matrix = back[:3, :3][::-1, ::-1]
+    offset = (back[:3, 3] - np.asarray(first))[::-1]
+    padded = np.pad(voxels, 1).astype(np.uint8)
+    moved = ndimage.affine_transform(padded, matrix, offset + 1, output_shape=shape, order=0, mode="constant")
+    return moved > 0
+
+
+def _no_structure(node: slicer.vtkMRMLSegmentationNode, matching: Matching) -> InputError:
+    names = [f"'{node.GetSegmentation().GetSegment(id).GetName()}'" for id in matching.others]
+    missing = "".join(f" {structure.name} has no segment." for structure in matching.missing)
+    return InputError(
+        f"The segment{'s' if len(names) > 1 else ''} {', '.join(names)} of '{node.GetName()}' "
+        f"{'are' if len(names) > 1 else 'is'} no structure of the study.{missing}",
+        hint="Rename or delete the segment, or let other segments count as background.",
+        code="no_structure",
+    )
