@@ -16,10 +16,11 @@ def refuse_early(context: StageContext, stages: Sequence[str], *, newest: bool =
 
     ``newest``: predict may take the student that was trained last, whatever its recipe and method.
     """
-    from .stages.lineage import foundation_identity, tuned_foundation
+    from .stages.lineage import foundation_identity, recipe_options, tuned_foundation
     from .stages.predict import student_for
 
-    if {"finetune", "retrain"} & set(stages):
+    recipe_options(context)
+    if {"finetune", "retrain", "selective"} & set(stages):
         _refuse_unlabeled_study(context)
     if {"finetune", "pseudolabel"} & set(stages):
         context.layout()
@@ -29,7 +30,8 @@ def refuse_early(context: StageContext, stages: Sequence[str], *, newest: bool =
         tuned_foundation(context)
     if "pseudolabel" in stages and not context.study.unlabeled_cases():
         raise _none_left(context)
-    if "retrain" in stages:
+    if {"retrain", "selective"} & set(stages):
+        _refuse_stage(context, stages)
         _refuse_method(context)
     elif "predict" in stages:
         student_for(context, newest=newest)
@@ -41,6 +43,25 @@ def _refuse_unlabeled_study(context: StageContext) -> None:
         raise InputError(
             "No labeled case is in the study, so there is nothing to learn from.",
             hint=f"Give at least one case its label:  {give}",
+        )
+
+
+def _refuse_stage(context: StageContext, stages: Sequence[str]) -> None:
+    """Raise InputError where the recipe trains its student in another stage, or without what it selects."""
+    from .recipes import get_recipe
+    from .stages.lineage import uses_pseudo_labels
+
+    name = context.settings.recipe
+    if "retrain" in stages and "retrain" not in get_recipe(name).stages:
+        run = command_line("sfr", "run", context.study.root, "--recipe", name)
+        raise InputError(
+            f"The recipe {name} does not train its student by the stage retrain.",
+            hint=f"Run the recipe, which skips what is done:  {run}",
+        )
+    if "selective" in stages and not uses_pseudo_labels(context):
+        raise InputError(
+            f"The recipe {name} is about pseudo-labels, and their weight is 0.",
+            hint="Leave --pseudo-weight out, or choose the recipe 'baseline'.",
         )
 
 

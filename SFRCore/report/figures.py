@@ -95,6 +95,23 @@ def curve_picture(
     return data_uri(figure, greys=16)
 
 
+def fraction_picture(points: Sequence[tuple[int, float]], *, label: str, total: float) -> str:
+    """A number between 0 and 1 over the (step, value) points of a stage of ``total`` steps."""
+    figure = Figure(figsize=(5.2, 2.0), dpi=140, layout="constrained")
+    axes = figure.add_subplot()
+    steps, values = (np.array(column, float) for column in zip(*points, strict=True))
+    axes.plot(steps, values, color=SERIES[0], alpha=0.25, linewidth=0.8)
+    axes.plot(
+        steps, running_median(values), color=SERIES[0], linewidth=1.7, marker="o" if len(steps) == 1 else ""
+    )
+    axes.set_xlim(0, max(float(steps.max()), total))
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlabel("step")
+    axes.set_ylabel(label)
+    _quiet(axes)
+    return data_uri(figure, greys=16)
+
+
 def histogram_picture(groups: Mapping[str, Sequence[float]], *, label: str, low: float = 0.0) -> str:
     """How many cases have which value (``low`` to 1), one colour a group, stacked."""
     figure = Figure(figsize=(5.2, 2.3), dpi=140, layout="constrained")

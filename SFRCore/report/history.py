@@ -31,7 +31,10 @@ Event = Mapping[str, Any]
 
 @dataclass
 class StageRecord:
-    """The newest pass of one stage; ``seconds`` is time spent, ``steps`` and ``series`` its loss curves."""
+    """The newest pass of one stage; ``seconds`` is time spent, ``steps`` and ``points`` its loss curves.
+
+    ``metrics`` are numbers told besides: (step, value) by name.
+    """
 
     stage: str
     started: float
@@ -43,6 +46,7 @@ class StageRecord:
     cases: int = 0
     steps: list[int] = field(default_factory=list)
     points: list[dict[str, float]] = field(default_factory=list)
+    metrics: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
 
     def curves(self) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
         """(N,) steps and each series (N,), NaN where it was not told, thinned to 800 points."""
@@ -203,6 +207,8 @@ def _follow(stages: dict[str, StageRecord], events: list[dict[str, Any]], run_st
         previous, record.ended = now, now
         if event.get("event") == "case":
             record.cases += 1
+        elif event.get("event") == "metric" and _is_number(event.get("step")):
+            _add_metrics(record, event)
         elif event.get("event") == "progress" and _is_number(event.get("loss")):
             _add_point(record, event, now)
     for record in touched:
@@ -213,7 +219,7 @@ def _follow(stages: dict[str, StageRecord], events: list[dict[str, Any]], run_st
 def _add_point(record: StageRecord, event: Event, now: float) -> None:
     step, total = int(event.get("step") or 0), int(event.get("total") or 0)
     if record.total != total or (record.steps and step <= record.steps[0]):
-        record.steps, record.points, record.cases = [], [], 0
+        record.steps, record.points, record.cases, record.metrics = [], [], 0, {}
         record.started, record.seconds = now, 0.0
     while record.steps and record.steps[-1] >= step:
         record.steps.pop()
@@ -229,6 +235,16 @@ def _add_point(record: StageRecord, event: Event, now: float) -> None:
     record.step, record.total = step, total
     record.steps.append(step)
     record.points.append(numbers)
+
+
+def _add_metrics(record: StageRecord, event: Event) -> None:
+    step = int(event["step"])
+    for name, value in event.items():
+        if name not in NOT_A_LOSS and _is_number(value):
+            told = record.metrics.setdefault(name, [])
+            while told and told[-1][0] >= step:
+                told.pop()
+            told.append((step, float(value)))
 
 
 def _is_number(value: Any) -> bool:

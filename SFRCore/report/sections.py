@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from SFRCore.report.cases import SOURCES, CaseRow, number
-from SFRCore.report.figures import curve_picture, histogram_picture
+from SFRCore.report.figures import curve_picture, fraction_picture, histogram_picture
 from SFRCore.report.history import History, RunRecord, StageRecord, readable
 from SFRCore.report.markup import count, duration, fixed, moment, picture, table
 from SFRCore.study import Study
@@ -28,9 +28,15 @@ STAGES: dict[str, tuple[str, str]] = {
         "Student network trained",
         "A small 3D network, the one that is used in the end, learnt from the labels and the pseudo-labels.",
     ),
+    "selective": (
+        "Foundation model and student trained together",
+        "Pieces that the student is sure of taught the foundation model further; on the others the student "
+        "learnt from the foundation model.",
+    ),
     "predict": ("Cases segmented", "The student segmented the cases: these are the results to use."),
     "evaluate": ("Results compared with references", "Segmentations were scored against labels kept aside."),
 }
+METRICS = {"confident_fraction": "Crops that the student was confident of"}
 ENDED = {
     "cancelled": "was cancelled",
     "running": "has not ended yet",
@@ -106,6 +112,10 @@ def curves(history: History) -> str:
             uri = curve_picture(steps, named, total=float(stage.total))
             image = picture(uri, f"Loss of {stage.stage}")
             boxes.append(f'<div class="box"><h3>{escape(title)}</h3>{image}</div>')
+        for name, points in stage.metrics.items():
+            words = METRICS.get(name, name.replace("_", " "))
+            image = picture(fraction_picture(points, label="fraction", total=float(stage.total)), words)
+            boxes.append(f'<div class="box"><h3>{escape(words)}</h3>{image}</div>')
     if not boxes:
         return ""
     return (

@@ -23,7 +23,15 @@ from . import finetune, retrain
 from .context import StageContext
 from .finetuner import LARGEST_POOL, POOL_PER_CASE
 from .inference import Probabilities, network_probabilities, stitched_probabilities, student_windows
-from .lineage import foundation_lineage, is_current, student_lineage, uses_pseudo_labels
+from .lineage import (
+    foundation_lineage,
+    is_current,
+    makes_labels_online,
+    recipe_options,
+    shortened,
+    student_lineage,
+    uses_pseudo_labels,
+)
 from .training_set import labeled_volumes, training_volumes
 
 STEPS = 3
@@ -50,6 +58,9 @@ def estimate(context: StageContext, stages: tuple[str, ...]) -> dict[str, Any]:
     stale = stale or bool(per_stage.get("pseudolabel"))
     if "retrain" in stages and (stale or not student_lineage(context).is_done()):
         per_stage["retrain"] = _retrain_seconds(context)
+        stale = True
+    if "selective" in stages and (stale or not student_lineage(context).is_done()):
+        per_stage["selective"] = _selective_seconds(context)
         stale = True
     if "predict" in stages and stale:
         per_stage["predict"] = _predict_seconds(context)
@@ -100,8 +111,9 @@ def _retrain_seconds(context: StageContext) -> float:
     """Measured without pseudo-labels, which are not there yet; their loss costs next to nothing beside the
     network.
     """
-    unguided = replace(context, settings=context.settings.with_(recipe="baseline"))
-    if context.settings.ssl == "supervised":
+    alone = context.settings.with_(recipe="baseline", recipe_options={})
+    unguided = replace(context, settings=alone)
+    if context.settings.ssl == "supervised" and not makes_labels_online(context):
         unguided = context
     lineage = student_lineage(unguided)
     trainer = retrain.prepare(unguided, replace(lineage, existing=None), *training_volumes(unguided))
@@ -110,10 +122,21 @@ def _retrain_seconds(context: StageContext) -> float:
         seconds = measure(trainer, context.device, unguided, STEPS)
     finally:
         trainer.close()
-    if uses_pseudo_labels(context) and context.settings.pseudo_labels == "online":
+    if uses_pseudo_labels(context) and makes_labels_online(context):
         seconds += 2 * _seconds_of(_sam(context), context, context.plan.patch)
     total = context.plan.iterations_retrain
-    return seconds * (math.ceil(total / 5) if continues else total)
+    return seconds * (shortened(total) if continues else total)
+
+
+def _selective_seconds(context: StageContext) -> float:
+    """As if every crop were confident once SAM is updated: a backward pass takes twice a forward one."""
+    options = recipe_options(context)
+    crops = 4  # two labeled and two unlabeled, as in nearly every method's batch
+    share = (1 - options["warm_up"]) * min(1.0, options["updates"] / options["period"])
+    update = share * crops * 3 * _seconds_of(_sam(context), context, context.plan.patch)
+    total = context.plan.iterations_retrain
+    continues = student_lineage(context).parent is not None
+    return _retrain_seconds(context) + update * (shortened(total) if continues else total)
 
 
 def _pseudolabel_seconds(context: StageContext, stale: bool) -> float:

@@ -141,7 +141,7 @@ class FineTuner:
             else:
                 images, labels, valid = (item.flatten(0, 1) for item in self.ahead.get(k))
                 logits = self.optimisation.model(images.unsqueeze(1).to(where))
-        loss = self._loss(logits.float(), labels.to(where), valid.to(where))
+        loss = self.loss(logits.float(), labels.to(where), valid.to(where))
         rate = self._rate_at(k)
         self.optimisation.set_rate(rate)
         self.optimisation.descend(loss)
@@ -166,7 +166,7 @@ class FineTuner:
         self.stack.close()
         self.optimisation.close()
 
-    def _loss(self, logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
         target = torch.where(valid, labels, torch.zeros_like(labels))
         if not self.context.settings.faithful:
             return segmentation_loss(logits, target, valid, epsilon=1e-10)

@@ -190,11 +190,11 @@ def student_lineage(context: StageContext) -> Lineage:
     settings, plan = context.settings, context.plan
     guided = uses_pseudo_labels(context)
     recipe = {
-        "stage": "retrain",
+        "stage": "selective" if trains_selectively(context) else "retrain",
         "student": settings.student,
         "ssl": settings.ssl,
         "options": dict(settings.method_options),
-        "pseudo_labels": settings.pseudo_labels if guided else "none",
+        "pseudo_labels": ("online" if makes_labels_online(context) else "cached") if guided else "none",
         "pseudo_weight": settings.pseudo_weight if guided else 0.0,
         "seed": settings.seed,
         "faithful": settings.faithful,
@@ -207,6 +207,9 @@ def student_lineage(context: StageContext) -> Lineage:
         "reference_iterations": plan.reference_iterations,
         "iterations": plan.iterations_retrain,
     }
+    chosen = recipe_options(context)
+    if chosen:
+        recipe["recipe"] = {"name": settings.recipe, **chosen}
     data: dict[str, Any] = {"labels": labels(context)}
     inherited: frozenset[str] = frozenset()
     if get_method(settings.ssl).uses_unlabeled or guided:
@@ -250,7 +253,27 @@ def uses_pseudo_labels(context: StageContext) -> bool:
     """Whether the student learns from the foundation's pseudo-labels in this recipe."""
     from ..recipes import get_recipe
 
-    return "pseudolabel" in get_recipe(context.settings.recipe).stages and context.settings.pseudo_weight > 0
+    stages = get_recipe(context.settings.recipe).stages
+    return not {"pseudolabel", "selective"}.isdisjoint(stages) and context.settings.pseudo_weight > 0
+
+
+def recipe_options(context: StageContext) -> dict[str, Any]:
+    """The options of this run's recipe; InputError where one cannot be used."""
+    from ..recipes import get_recipe
+
+    return get_recipe(context.settings.recipe).resolved(context.settings.recipe_options)
+
+
+def trains_selectively(context: StageContext) -> bool:
+    """Whether the student is trained together with the foundation in this recipe."""
+    from ..recipes import get_recipe
+
+    return "selective" in get_recipe(context.settings.recipe).stages
+
+
+def makes_labels_online(context: StageContext) -> bool:
+    """Whether pseudo-labels are made while the student trains."""
+    return trains_selectively(context) or context.settings.pseudo_labels == "online"
 
 
 def default_tuning(context: StageContext, identity: Any, existing: Mapping[str, Any] | None) -> str:
