@@ -115,6 +115,7 @@ def _study(study: Study) -> dict[str, Any]:
         "folder": str(root),
         "roles": roles,
         "unreadable": problems,
+        "labels_of_no_case": [str(path) for path in study.stray_labels()],
         "free_bytes": shutil.disk_usage(root).free,
         "readonly": study.readonly,
     }

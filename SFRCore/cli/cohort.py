@@ -14,18 +14,21 @@ from SFRCore.errors import InputError, SFRError
 from SFRCore.runtime.files import atomic_path, sweep_temporary
 from SFRCore.study import Case, Structure, Study
 from SFRCore.study.case import case_id_from, same_id_key
+from SFRCore.study.making import making
 from SFRCore.study.pairing import Pair, image_stem, pair_files
 
 
 class Cohort:
     """Images of a folder, paired with their labels, and the roles that they are to have.
 
-    A file that cannot be used is warned of once, noted in ``problems`` (path: reason) and left out.
+    A file that cannot be used is warned of once, noted in ``problems`` (path: reason) and left out; a name
+    that is no image's is warned of and noted in ``unknown``.
     """
 
     def __init__(self, images: Path, labels: Path | None, display: Display) -> None:
         self.images, self.display = images, display
         self.problems: dict[str, str] = {}
+        self.unknown: list[str] = []
         self.pairs: dict[str, Pair] = {}
         for pair in pair_files(images, labels, self.report):
             id = case_id_from(image_stem(pair.image))
@@ -63,11 +66,6 @@ class Cohort:
             self.test = self._find(test, "--test")
         if labeled is not None:
             self.labeled = self._find(labeled, "--labeled")
-            if not self.labeled:
-                raise InputError(
-                    f"None of the cases named by --labeled is an image in {self.images}.",
-                    hint="Cases are called like their files, without the ending.",
-                )
         elif num_labeled is None:
             self.labeled = [id for id, pair in self.pairs.items() if pair.label is not None]
         both = set(self.labeled) & set(self.test)
@@ -95,20 +93,17 @@ class Cohort:
     ) -> Study:
         """Create the study and add what can be used; raises InputError, leaving no study, if nothing can.
 
-        A new folder appears when the study is complete: an init that is cut off leaves none, and can be given
-        again.
+        An init that is cut off can be given again: a new folder appears when the study is complete, and in
+        one that was there what is half made is known by a mark.
         """
         create = partial(
             Study.create, structures=structures, preset=preset, other_as_background=other_as_background
         )
         folder = Path(os.path.abspath(folder.expanduser()))
         if os.path.lexists(folder) and not _is_empty_folder(folder):
-            study = create(folder)
-            try:
+            with making(folder):
+                study = create(folder)
                 self._fill(study, resample)
-            except BaseException:
-                (study.root / "study.json").unlink(missing_ok=True)
-                raise
             return study
         sweep_temporary(folder.parent)
         with atomic_path(folder) as building:
@@ -155,7 +150,15 @@ class Cohort:
                 self.report(pair.image, error)
             else:
                 learned += role == "labeled"
-            self.display({"event": "progress", "stage": "reading", "step": number, "total": len(self.pairs)})
+            self.display(
+                {
+                    "event": "progress",
+                    "stage": "init",
+                    "doing": "checking volumes",
+                    "step": number,
+                    "total": len(self.pairs),
+                }
+            )
         if counted and learned < (self.wanted_labeled or 0):
             self.display.warn(
                 f"Only {learned} of the {self.wanted_labeled} labeled cases asked for have a usable label."
@@ -165,25 +168,56 @@ class Cohort:
             study.set_role([case.id for case in study.unlabeled_cases()][-missing:], "test")
 
     def _find(self, text: str, option: str) -> list[str]:
-        """The cases that a list names, ``a,b`` or a file with one a line; unknown ones are warned of."""
-        names = split_ids(text)
-        if Path(text).is_file():
-            lines = Path(text).read_text(encoding="utf-8-sig").splitlines()
-            names = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        """The cases that a list names, ``a,b`` or a file with one a line; unknown ones are warned of.
+
+        Raises InputError where none is known: a file's name that was mistyped looks like an unknown case.
+        """
+        path = Path(text).expanduser()
+        names = _listed_in(path) if path.is_file() else split_ids(text)
         keys = {same_id_key(id): id for id in self.pairs}
-        found = []
+        found: list[str] = []
+        unknown: list[str] = []
         for name in names:
             id = keys.get(same_id_key(name)) or keys.get(same_id_key(image_stem(name)))
             if id is None:
-                self.problems[name] = f"{option} names {name}, which is no image in {self.images}."
-                self.display.warn(self.problems[name])
+                unknown.append(name)
             elif id not in found:
                 found.append(id)
+        if not found:
+            given = f"in {path}" if path.is_file() else f"by {option} {text}"
+            no_file = "" if path.is_file() else ", and there is no file of that name"
+            raise InputError(
+                f"None of the cases named {given} is an image in {self.images}{no_file}.",
+                hint="Cases are called like their files, without the ending.",
+            )
+        for name in unknown:
+            self.display.warn(f"{option} names {name}, which is no image in {self.images}.")
+        self.unknown += unknown
         return found
+
+
+def _listed_in(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path} cannot be read as a list of cases.", hint="Give a text file with one case a line."
+        ) from error
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
 def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+
+
+def warn_of_blank_labels(study: Study, cases: Sequence[Case], display: Display) -> None:
+    """Say of which labeled cases the label has no voxel of any structure: that is rare, and may be a slip."""
+    for case in cases:
+        if case.role == "labeled" and study.is_blank(case.id):
+            display.warn(
+                f"The label of case {case.id} is empty: no voxel belongs to a structure. It teaches that "
+                "nothing is there; give another label if that is wrong."
+            )
 
 
 def add_paths(

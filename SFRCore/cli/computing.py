@@ -11,7 +11,7 @@ import typer
 from SFRCore.cli import options as opt
 from SFRCore.cli.app import COMPUTE_PANEL, EXAMPLE, app
 from SFRCore.cli.display import Display, can_ask, print_json, show_result
-from SFRCore.errors import Cancelled, InputError
+from SFRCore.errors import Cancelled, InputError, command_line
 
 STAGES = {
     "run": "Do the whole recipe; what is done is skipped, what was cut off is continued."
@@ -59,7 +59,8 @@ def start_in_background(verb: str, study: Path, options: dict[str, Any], *, yes:
         print_json({"run": job.run, "state": job.state})
     else:
         typer.echo(
-            f"Started {job.run}.\nFollow it:  sfr jobs {study} --follow\nStop it:    sfr cancel {study}"
+            f"Started {job.run}.\nFollow it:  {command_line('sfr', 'jobs', study, '--follow')}\n"
+            f"Stop it:    {command_line('sfr', 'cancel', study)}"
         )
 
 
@@ -109,7 +110,7 @@ def _add_stage(verb: str) -> None:
             result = compute(api.run_stage, study, verb, yes=yes, **settings)
         show_result(result, json=json)
         if not json and verb in ("run", "pseudolabel"):
-            typer.echo(f"Look at the doubtful cases first:  sfr review {study}")
+            typer.echo(f"Look at the doubtful cases first:  {command_line('sfr', 'review', study)}")
 
     app.command(verb, help=STAGES[verb], rich_help_panel=COMPUTE_PANEL)(command)
 

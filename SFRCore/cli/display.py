@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 console = Console(stderr=True, highlight=False)
+WIDEST = 10_000
+"""Characters of a line of a table that no terminal shows."""
 LINE_EVERY = 30.0
 """Seconds between two lines of a stage where there is no terminal to draw bars on."""
 
@@ -35,7 +37,9 @@ class Display:
 
         self._said: set[str] = set()
         self._tasks: dict[tuple[str, str], TaskID] = {}
-        self._line_due: dict[str, float] = {}
+        self._line_due: dict[tuple[str, str], float] = {}
+        self._began: dict[str, float] = {}
+        self._last: dict[str, str] = {}
         self._bars = Progress(
             TextColumn("{task.description:<12}"),
             BarColumn(bar_width=30),
@@ -56,6 +60,7 @@ class Display:
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         kind, stage = event.get("event"), str(event.get("stage") or "")
+        self._began.setdefault(stage, time.monotonic())
         if kind == "progress":
             self._progress(stage, event)
         elif kind == "warning":
@@ -67,7 +72,7 @@ class Display:
         elif kind == "skipped":
             self.say(f"{stage}: {event.get('message') or 'done already'}")
         elif kind == "finished_stage":
-            self._finish(stage)
+            self._finish(stage, event)
 
     def say(self, message: str, style: str = "") -> None:
         """One message above the bars."""
@@ -93,12 +98,19 @@ class Display:
                 stage or "working", total=total or None, note=note
             )
         self._bars.update(self._tasks[stage, doing], completed=step, total=total or None, note=note)
+        if "loss" in event:
+            self._last[stage] = f", loss {event['loss']:.3f}"
         now = time.monotonic()
-        if not console.is_terminal and now >= self._line_due.get(stage, 0.0):
-            self._line_due[stage] = now + LINE_EVERY
-            self.say(", ".join([f"{stage}: step {step} of {total}", *parts]))
+        if not console.is_terminal and now >= self._line_due.get((stage, doing), 0.0):
+            self._line_due[stage, doing] = now + LINE_EVERY
+            what = f"{doing}," if doing else "step" if "loss" in event else "case"
+            self.say(", ".join([f"{stage}: {what} {step} of {total}", *parts[bool(doing) :]]))
 
-    def _finish(self, stage: str) -> None:
+    def _finish(self, stage: str, event: Mapping[str, Any]) -> None:
+        if not console.is_terminal:
+            took = duration(time.monotonic() - self._began.pop(stage, time.monotonic()))
+            cases = f", {event['cases']} cases" if "cases" in event else ""
+            self.say(f"{stage}: done after {took}{cases}{self._last.pop(stage, '')}")
         for (name, doing), task in self._tasks.items():
             if name == stage:
                 total = next(item.total for item in self._bars.tasks if item.id == task)
@@ -213,7 +225,12 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         table.add_column(column)
     for row in rows:
         table.add_row(*(Text(_text(item)) for item in row))
-    Console(highlight=False, soft_wrap=False).print(table)
+    shown = Console(highlight=False, soft_wrap=False)
+    if not shown.is_terminal:  # for a pipe or a file nothing is cut or folded
+        shown = Console(highlight=False, width=WIDEST)
+        for part in table.columns:
+            part.no_wrap = True
+    shown.print(table)
 
 
 def _text(value: Any) -> str:

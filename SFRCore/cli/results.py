@@ -10,7 +10,8 @@ import typer
 
 from SFRCore.cli import options as opt
 from SFRCore.cli.app import EXAMPLE, RESULTS_PANEL, app
-from SFRCore.cli.display import print_json, print_table, show_result
+from SFRCore.cli.display import Display, print_json, print_table, show_result
+from SFRCore.errors import SFRError
 
 MEASURES = ("dice", "jaccard", "asd", "hd95")
 
@@ -46,11 +47,23 @@ def evaluate(
     from SFRCore import api
 
     which = cases or ("unlabeled" if kind == "pseudo_label" else "test")
-    scores = api.evaluate(study, kind=kind, cases=which, mode=mode, millimetres=millimetres)
+    with Display() as display:
+        scores = api.evaluate(
+            study,
+            kind=kind,
+            cases=which,
+            mode=mode,
+            millimetres=millimetres,
+            on_problem=lambda case, error: display.warn(_left_out(case, error)),
+        )
     if json:
         print_json(scores)
     else:
         print_scores(scores, "mm" if millimetres else "voxels")
+
+
+def _left_out(case: str, error: SFRError) -> str:
+    return error.message if error.code == "seen" else f"Case {case} is not scored: {error.message}"
 
 
 def print_scores(scores: Mapping[str, Any], unit: str) -> None:

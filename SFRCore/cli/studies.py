@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 from SFRCore.cli import options as opt
 from SFRCore.cli.app import EXAMPLE, STUDY_PANEL, app
 from SFRCore.cli.display import Display, print_json, print_table, show_result
-from SFRCore.errors import InputError
+from SFRCore.errors import InputError, command_line
 
 ROLES = ("labeled", "unlabeled", "test")
 QUEUE_COLUMNS = ("id", "expected_dice", "kind", "doubtful_slice", "label_map")
@@ -65,7 +66,7 @@ def init(
     json: opt.Json = False,
 ) -> None:
     """A study folder with its cases and their roles."""
-    from SFRCore.cli.cohort import Cohort
+    from SFRCore.cli.cohort import Cohort, warn_of_blank_labels
     from SFRCore.presets import get_preset
     from SFRCore.study import parse_structures
 
@@ -80,19 +81,23 @@ def init(
             other_as_background=other_as_background,
             resample=resample_labels,
         )
+        warn_of_blank_labels(made, made.labeled_cases(), display)
+        if not made.labeled_cases():
+            display.warn("No case is labeled, so there is nothing to learn from yet.")
     summary: dict[str, Any] = {"study": made.root}
     summary |= {role: [case.id for case in made.cases.values() if case.role == role] for role in ROLES}
-    summary["left_out"] = cohort.problems
+    summary |= {"left_out": cohort.problems, "unknown": cohort.unknown}
     if json:
         print_json(summary)
         return
-    typer.echo(
-        f"{made.root}: {len(summary['labeled'])} labeled, {len(summary['unlabeled'])} unlabeled, "
-        f"{len(summary['test'])} test cases; {len(cohort.problems)} left out."
-    )
-    typer.echo(
-        f"Next:  sfr run {study}" if summary["labeled"] else f"Next: add labels, then  sfr run {study}"
-    )
+    counts = ", ".join(f"{len(summary[role])} {role}" for role in ROLES)
+    typer.echo(f"{made.root}: {counts} cases; {_files(len(cohort.problems))} left out.")
+    if summary["labeled"]:
+        typer.echo(f"Next:  {command_line('sfr', 'run', study)}")
+    else:
+        first = next(iter(made.cases))
+        give = command_line("sfr", "review", study, "--label", f"{first}=FILE")
+        typer.echo(f"Next: draw the structures in a few cases and give each its label:  {give}")
 
 
 @app.command(
@@ -136,7 +141,7 @@ def add(
     json: opt.Json = False,
 ) -> None:
     """Further cases."""
-    from SFRCore.cli.cohort import add_paths
+    from SFRCore.cli.cohort import add_paths, warn_of_blank_labels
     from SFRCore.study import Study
 
     if len(paths) > 1 and (label or id or series):
@@ -147,10 +152,11 @@ def add(
             opened, paths, display, label=label, labels=labels, role=role, as_reference=reference, id=id,
             series=series, resample=resample_labels,
         )  # fmt: skip
+        warn_of_blank_labels(opened, added, display)
     if json:
         print_json({"added": {case.id: case.role for case in added}, "left_out": problems})
     else:
-        typer.echo(f"Added {len(added)} cases to {opened.root}; {len(problems)} left out.")
+        typer.echo(f"Added {len(added)} cases to {opened.root}; {_files(len(problems))} left out.")
 
 
 @app.command(
@@ -190,6 +196,7 @@ def review(
     json: opt.Json = False,
 ) -> None:
     """The queue, and a person's decisions."""
+    from SFRCore.cli.decisions import Decisions, nothing_to_review
     from SFRCore.study import Study
 
     opened = Study.open(study)
@@ -203,27 +210,33 @@ def review(
         id for pairs in files.values() for id, _ in pairs
     ]:
         opened.case(case)
-    for name, ids in roles:
-        opened.set_role(opt.split_ids(ids), name)
-    for case, path in files["reference"]:
-        opened.set_reference(case, Path(path))
-    for case, path in files["label"]:
-        opened.accept_label(case, Path(path), "expert")
-    for case, path in files["correct"]:
-        opened.accept_corrected(case, Path(path))
-    for case in groups[0]:
-        opened.accept(case)
-    for case in groups[1]:
-        opened.reject(case)
-    for case in groups[2]:
-        opened.unreject(case)
+    with Display() as display:
+        decisions = Decisions(opened, display, quiet=json)
+        for name, ids in roles:
+            decisions.set_role(opt.split_ids(ids), name)
+        for case, path in files["reference"]:
+            decisions.set_reference(case, Path(path))
+        for case, path in files["label"]:
+            decisions.label(case, Path(path), "expert")
+        for case, path in files["correct"]:
+            decisions.label(case, Path(path), "corrected")
+        for case in groups[0]:
+            decisions.accept(case)
+        for case in groups[1]:
+            decisions.reject(case)
+        for case in groups[2]:
+            decisions.unreject(case)
     if everything:
         _list_cases(opened, json=json)
     else:
-        _list_queue(opened, json=json)
+        _list_queue(opened, nothing_to_review, json=json)
 
 
-def _list_queue(study: Any, *, json: bool) -> None:
+def _files(count: int) -> str:
+    return f"{count} file{'' if count == 1 else 's'}"
+
+
+def _list_queue(study: Any, when_empty: Callable[[Any], str], *, json: bool) -> None:
     rows = [
         {
             "id": item.id,
@@ -238,7 +251,7 @@ def _list_queue(study: Any, *, json: bool) -> None:
     if json:
         print_json(rows)
     elif not rows:
-        typer.echo("Nothing to review: no unlabeled case has a result yet.")
+        typer.echo(when_empty(study))
     else:
         columns = ["Case", "Expected Dice", "Made by", "Doubtful slice", "Label map"]
         print_table(columns, ([_shown(row[name], study.root) for name in QUEUE_COLUMNS] for row in rows))

@@ -11,7 +11,7 @@ import typer
 from SFRCore.cli import options as opt
 from SFRCore.cli.app import EXAMPLE, UPKEEP_PANEL, app
 from SFRCore.cli.display import Display, console, print_json, print_table, show_result, size
-from SFRCore.errors import InputError, SFRError
+from SFRCore.errors import InputError, SFRError, command_line
 
 SECONDS_TO_STOP = 10.0
 """How long a job may take to stop by itself before its processes are ended."""
@@ -35,7 +35,8 @@ def jobs(
         running = Job.running(root)
         if running is None:
             raise InputError(
-                f"No job is running in {study}.", hint=f"Past runs are listed by: sfr jobs {study}"
+                f"No job is running in {study}.",
+                hint=f"Past runs are listed by:  {command_line('sfr', 'jobs', study)}",
             )
         _follow(running)
         return
@@ -43,7 +44,7 @@ def jobs(
     if json:
         print_json(found)
     elif not found:
-        typer.echo("No runs yet. Start one:  sfr run STUDY")
+        typer.echo(f"No runs yet. Start one:  {command_line('sfr', 'run', study)}")
     else:
         columns = ("run", "state", "command", "started", "stage", "message")
         print_table(
@@ -116,7 +117,7 @@ def cancel(
     if json:
         print_json({"run": job.run, "state": job.state})
     else:
-        typer.echo(f"Stopped {job.run}. Continue it:  sfr run {study}")
+        typer.echo(f"Stopped {job.run}. Continue it:  {command_line('sfr', 'run', study)}")
 
 
 @app.command(

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, SFRError
+from ..errors import InputError, SFRError, command_line
 from ..runtime.files import write_json
 from ..study import Case, Study
 from ..volumes import Frame, read_label
 from .metrics import Mode, case_scores
 
+CASES = {"test": "test", "unlabeled": "unlabeled", "all": "test or unlabeled"}
 MEASURES = ("dice", "jaccard", "asd", "hd95")
 
 
@@ -33,22 +34,26 @@ def evaluate(
     papers' scripts). Distances are in voxels, or in millimetres. Dice and Jaccard lie in 0..1.
 
     Returns ``mean_dice`` (over structures of the means over cases), ``structures`` (means by name) and
-    ``cases``. A case that cannot be scored is told to ``on_problem`` and left out. Raises InputError where
-    none can be scored.
+    ``cases``. A case that cannot be scored, or whose label the model has learned from, is told to
+    ``on_problem`` and left out. Raises InputError where none can be scored.
     """
     chosen = _chosen(study, cases)
     with_reference = [case for case in chosen if case.reference]
     if not with_reference:
         raise InputError(
-            f"No case among '{cases}' has a reference to score against.",
-            hint="Give references with 'sfr init --labels', or choose other cases.",
+            f"No {CASES[cases]} case has a reference to score against.",
+            hint="Give one its reference:  "
+            + command_line("sfr", "review", study.root, "--reference", "CASE=FILE"),
         )
     names = {structure.value: structure.name for structure in study.structures}
     scored: dict[str, Any] = {}
+    problems = 0
     for case in with_reference:
         try:
+            _refuse_learned(study, case, kind)
             scores = _score(study, case, kind, mode, millimetres)
         except SFRError as error:
+            problems += 1
             if on_problem is not None:
                 on_problem(case.id, error)
             continue
@@ -57,9 +62,14 @@ def evaluate(
         structures = {names[value]: score for value, score in scores.items()}
         scored[case.id] = {"kind": kind, "structures": structures}
     if not scored:
+        lacking = f"a {kind.replace('_', '-')} {'that can be scored' if problems else 'yet'}"
         raise InputError(
-            f"None of the {len(with_reference)} cases with a reference has a {kind.replace('_', '-')} yet.",
-            hint="Run 'sfr run' first.",
+            f"None of the {len(with_reference)} {CASES[cases]} cases with a reference has {lacking}."
+            if len(with_reference) > 1
+            else f"The {CASES[cases]} case {with_reference[0].id} does not have {lacking}.",
+            hint="The warnings say why."
+            if problems
+            else f"Make them:  {command_line('sfr', 'run', study.root)}",
         )
     summary = {
         name: _means([case["structures"][name] for case in scored.values()]) for name in names.values()
@@ -82,7 +92,7 @@ def evaluate(
 
 
 def _chosen(study: Study, cases: str) -> list[Case]:
-    chosen = {
+    chosen: dict[str, Callable[[], list[Case]]] = {
         "test": study.test_cases,
         "unlabeled": study.unlabeled_cases,
         "all": lambda: study.test_cases() + study.unlabeled_cases(),
@@ -92,6 +102,18 @@ def _chosen(study: Study, cases: str) -> list[Case]:
             f"'{cases}' does not name cases to evaluate.", hint=f"Choose one of: {', '.join(chosen)}."
         )
     return chosen[cases]()
+
+
+def _refuse_learned(study: Study, case: Case, kind: str) -> None:
+    """Raise InputError where the result is by a model that has learned from the label of the case."""
+    result = study.result(case.id, kind)
+    if result is not None and result.made_by.get("seen"):
+        raise InputError(
+            f"Case {case.id} is not scored: the model behind its {kind.replace('_', '-')} has learned from "
+            "its label.",
+            hint="Run the study again: it trains anew without the label.",
+            code="seen",
+        )
 
 
 def _score(

@@ -43,6 +43,20 @@ class Labels(StudyFolder):
         reference = self.case(id).reference
         return None if reference is None else self._inside(reference)
 
+    def stray_labels(self) -> list[Path]:
+        """Folders of labels that belong to no case: an adding that was cut off, or set aside by a new one."""
+        folder = self.root / "labels"
+        if not folder.is_dir():
+            return []
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        return [folder / name for name in names if name not in self.cases and any((folder / name).iterdir())]
+
+    def is_blank(self, id: str) -> bool:
+        """Whether the newest label of a case has no voxel of any structure; False where it has no label."""
+        path = self.label_path(id)
+        return path is not None and not sitk.GetArrayViewFromImage(read_label(path, self.values)).any()
+
     def history(self, id: str) -> list[LabelVersion]:
         """Every accepted label of a case that is on the disk, oldest first."""
         folder = self._inside(f"labels/{id}")

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import SimpleITK as sitk
 
 from SFRCore.errors import InputError
 from SFRCore.study.folder import file_stamp, without_tags
 from SFRCore.study.labels import Labels
-from SFRCore.study.results import KINDS, Results
-from SFRCore.volumes import write_volume
+from SFRCore.study.results import KINDS, CaseResult, Results
+from SFRCore.volumes import read_label, write_volume
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Review(Labels, Results):
     def accept(self, id: str, source: str | None = None) -> Path:
         """Make the pseudo-label or the prediction (by default the newest of them) a label of the case.
 
+        Where that very result was accepted already, its label is returned and none is made.
+
         Raises `InputError` where there is none, or as `accept_label` does.
         """
         if source is not None and source not in KINDS:
@@ -51,7 +54,18 @@ class Review(Labels, Results):
         if result is None:
             what = "result" if source is None else source.replace("_", "-")
             raise InputError(f"Case {id} has no {what} to accept.", hint="Run the study, or draw a label.")
-        return self.accept_label(id, result.label_path, "accepted")
+        accepted = self._accepted_before(id, result)
+        return accepted or self.accept_label(id, result.label_path, "accepted")
+
+    def _accepted_before(self, id: str, result: CaseResult) -> Path | None:
+        """The newest label where it is this result, accepted as it is."""
+        case, path = self.case(id), self.label_path(id)
+        if case.role != "labeled" or case.label_origin != "accepted" or path is None or not path.is_file():
+            return None
+        before, now = (
+            sitk.GetArrayViewFromImage(read_label(file, self.values)) for file in (path, result.label_path)
+        )
+        return path if np.array_equal(before, now) else None
 
     def accept_corrected(self, id: str, label: Path | str | sitk.Image | None = None) -> Path:
         """Make `label`, by default the draft, a label of origin corrected; the draft is then discarded.

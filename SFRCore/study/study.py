@@ -10,8 +10,9 @@ from SFRCore.errors import InputError
 from SFRCore.runtime.locks import FileLock
 from SFRCore.study.adding import Adding
 from SFRCore.study.document import Document
-from SFRCore.study.folder import OWN_FOLDERS, STUDY_FILE
+from SFRCore.study.folder import STUDY_FILE
 from SFRCore.study.intake import absolute
+from SFRCore.study.making import refuse_existing, refuse_half_made
 from SFRCore.study.review import Review
 from SFRCore.study.structures import Structure, as_structures
 from SFRCore.study.transfer import Transfer
@@ -42,7 +43,7 @@ class Study(Adding, Review, Transfer):
         document = Document(as_structures(structures), preset=preset, other_as_background=other_as_background)
         if root.exists() and not root.is_dir():
             raise InputError(f"{root} is a file.", hint="Choose a new folder for the study.")
-        _refuse_existing(root)
+        refuse_existing(root)
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -51,7 +52,7 @@ class Study(Adding, Review, Transfer):
                 f"The folder {root} cannot be made: {reason}.", hint="Choose a folder that you may write in."
             ) from error
         with FileLock(root / ".lock", purpose="making the study"):
-            _refuse_existing(root)
+            refuse_existing(root)
             document.write(root / STUDY_FILE)
         return cls(root, document, readonly=False)
 
@@ -62,13 +63,15 @@ class Study(Adding, Review, Transfer):
         No file outside the study is touched: `outside_files()` lists those it uses. An accepted label whose
         process was killed before study.json named it is taken up.
 
-        Raises `InputError` where there is no study, or its study.json is damaged, hostile or of a newer SFR.
+        Raises `InputError` where there is no study, it is only half made, or its study.json is damaged,
+        hostile or of a newer SFR.
         """
         root = absolute(path)
         if root.name == STUDY_FILE and root.is_file():
             root = root.parent
         if not root.is_dir():
             raise InputError(f"{root} does not exist.", hint="Check the name, or make a study with sfr init.")
+        refuse_half_made(root)
         if not os.path.lexists(root / STUDY_FILE):
             raise InputError(
                 f"{root} is not a study: it has no {STUDY_FILE}.",
@@ -93,16 +96,3 @@ class Study(Adding, Review, Transfer):
                 if error.code != "in_use":
                     raise
         self._take_up_labels()
-
-
-def _refuse_existing(root: Path) -> None:
-    if os.path.lexists(root / STUDY_FILE):
-        raise InputError(
-            f"{root} is a study already.", hint="Open it, or choose a new folder.", code="study_exists"
-        )
-    for name in OWN_FOLDERS:
-        if os.path.lexists(root / name):
-            raise InputError(
-                f"{root} has a folder '{name}' already, which a study would write in.",
-                hint="Choose a new, empty folder for the study.",
-            )

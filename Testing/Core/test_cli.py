@@ -170,6 +170,59 @@ def test_init_takes_named_cases_and_a_file_of_test_cases(cohort: tuple[Path, Pat
     assert set(Study.open(tmp_path / "s").cases) == {f"case_{n:02d}" for n in range(1, 7)}
 
 
+def test_names_that_are_no_case_are_not_counted_as_left_out(
+    cohort: tuple[Path, Path], tmp_path: Path
+) -> None:
+    words = ["--images", cohort[0], "--labels", cohort[1], "--structures", STRUCTURES, "--num-labeled", 2]
+    result = sfr("init", tmp_path / "s", *words, "--test", "case_06,case_99")
+    assert "0 files left out" in flat(result.stdout) and "case_99" in flat(result.stderr)
+    result = sfr("init", tmp_path / "t", *words, "--test", "case_06,case_99", "--json")
+    summary = json.loads(result.stdout)
+    assert summary["left_out"] == {} and summary["unknown"] == ["case_99"] and summary["test"] == ["case_06"]
+    unreadable = tmp_path / "list.bin"
+    unreadable.write_bytes(b"\xff\xfe\x00\xd8case")
+    assert "list of cases" in flat(sfr("init", tmp_path / "u", *words, "--test", unreadable, code=2).stderr)
+
+
+def test_a_study_without_labels_names_the_command_that_gives_one(
+    cohort: tuple[Path, Path], tmp_path: Path
+) -> None:
+    study = tmp_path / "a study"
+    result = sfr("init", study, "--images", cohort[0], "--structures", STRUCTURES)
+    assert "No case is labeled" in flat(result.stderr)
+    assert f"sfr review '{study}' --label case_01=FILE" in flat(result.stdout)
+    sfr("review", study, "--label", f"case_01={cohort[1] / 'case_01.nrrd'}")
+    assert Study.open(study).case("case_01").role == "labeled"
+
+
+def test_init_in_a_folder_that_is_not_empty_is_whole_or_begun_anew(
+    cohort: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed half-way: nothing of Python runs any more, so the mark is all that tells."""
+    study = tmp_path / "kept"
+    study.mkdir()
+    (study / "notes.txt").write_text("mine")
+    words = ["init", study, "--images", cohort[0], "--labels", cohort[1], "--structures", STRUCTURES]
+    script = (
+        "import os, sys\nfrom SFRCore.study import Study\nadd = Study.add\n"
+        "def dying(self, *a, **k):\n    if len(self.cases) == 3: os._exit(9)\n    return add(self, *a, **k)\n"
+        "Study.add = dying\nfrom SFRCore.cli import main\nmain()"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", script, *map(str, words)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        timeout=60,
+    )
+    assert killed.returncode == 9 and (study / "study.json").is_file()
+    assert "not a whole study" in flat(sfr("review", study, code=2).stderr)
+    sfr(*words)
+    assert len(Study.open(study).cases) == 6 and (study / "notes.txt").read_text() == "mine"
+    assert not (study / ".making").exists()
+    assert "is a study already" in flat(sfr(*words, code=2).stderr)
+    assert len(Study.open(study).cases) == 6
+
+
 def test_init_with_images_alone_and_with_every_label(cohort: tuple[Path, Path], tmp_path: Path) -> None:
     images, labels = cohort
     sfr("init", tmp_path / "a", "--images", images, "--structures", STRUCTURES)
@@ -252,6 +305,8 @@ def test_nothing_usable_is_2_and_leaves_no_study(tmp_path: Path) -> None:
         (["--num-labeled", "5", "--test", "2"], "more than the 6"),
         (["--labeled", "case_01", "--test", "case_01,case_02"], "both labeled and a test case"),
         (["--labeled", "scan_99"], "None of the cases named"),
+        (["--num-labeled", "2", "--test", "tset.txt"], "there is no file of that name"),
+        (["--num-labeled", "2", "--test", "lists/none.txt"], "there is no file of that name"),
         (["--num-labeled", "2", "--preset", "kidney"], "no preset"),
     ],
 )
@@ -356,6 +411,64 @@ def test_review_changes_nothing_when_a_case_is_unknown(made: Path) -> None:
     assert "ID=FILE" in flat(sfr("review", made, "--correct", "case_03", code=2).stderr)
 
 
+def test_decisions_are_confirmed_and_repeated_ones_told_apart(made: Path, cohort: tuple[Path, Path]) -> None:
+    study = Study.open(made)
+    write_result(study, "case_03", 0.8)
+    write_result(study, "case_04", 0.3)
+    text = flat(sfr("review", made, "--accept", "case_03").stdout)
+    assert "case_03: accepted" in text and "case_04" in text
+    again = flat(sfr("review", made, "--accept", "case_03").stdout)
+    assert "case_03: already accepted" in again
+    assert len(Study.open(made).history("case_03")) == 1
+    done = flat(sfr("review", made, "--reject", "case_04").stdout)
+    assert "case_04: rejected" in done and "Every case is reviewed: 1 accepted, 1 rejected" in done
+    assert "--ssl supervised" in done
+    assert "case_04: back in the queue" in sfr("review", made, "--unreject", "case_04").stdout
+    label = cohort[1] / "case_04.nrrd"
+    assert "is its label now" in flat(sfr("review", made, "--correct", f"case_04={label}").stdout)
+    replaced = sfr("review", made, "--accept", "case_04")
+    assert "had a label by hand" in flat(replaced.stderr) and "001-corrected.nrrd" in flat(replaced.stderr)
+    assert "case_05: unlabeled now" in sfr("review", made, "--role", "unlabeled=case_05").stdout
+    json.loads(sfr("review", made, "--role", "test=case_05", "--json").stdout)
+
+
+def test_empty_labels_are_warned_of(made: Path, cohort: tuple[Path, Path], tmp_path: Path) -> None:
+    study = Study.open(made)
+    image = sitk.ReadImage(str(study.image_path("case_03")))
+    blank = sitk.Image(image.GetSize(), sitk.sitkUInt8)
+    blank.CopyInformation(image)
+    write_result(study, "case_03", 0.0)
+    sitk.WriteImage(sitk.Cast(blank, sitk.sitkUInt16), str(study.result("case_03", "prediction").label_path))
+    accepted = flat(sfr("review", made, "--accept", "case_03").stderr)
+    assert "case_03 is empty" in accepted and "ignored=case_03" in accepted
+    assert sfr("review", made, "--label", f"case_04={cohort[1] / 'case_04.nrrd'}").stderr == ""
+
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    for source, target in zip(cohort, (images, labels), strict=True):
+        target.mkdir()
+        for path in sorted(source.iterdir())[:3]:
+            (target / path.name).write_bytes(path.read_bytes())
+    first = sitk.ReadImage(str(images / "case_01.nrrd"))
+    empty = sitk.Image(first.GetSize(), sitk.sitkUInt8)
+    empty.CopyInformation(first)
+    sitk.WriteImage(empty, str(labels / "case_01.nrrd"))
+    said = sfr("init", tmp_path / "s", "--images", images, "--labels", labels, "--structures", STRUCTURES)
+    assert flat(said.stderr).count("label of case case_01 is empty") == 1 and "case_02" not in said.stderr
+    said = sfr(
+        "add", tmp_path / "s", images / "case_01.nrrd", "--label", labels / "case_01.nrrd", "--id", "again"
+    )
+    assert flat(said.stderr).count("label of case again is empty") == 1
+
+
+def test_a_new_test_case_that_a_running_job_may_know_is_said(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "running" not in sfr("review", made, "--role", "test=case_02").stderr
+    monkeypatch.setattr(Job, "running", classmethod(lambda cls, root: object()))
+    assert "case_01 already" in flat(sfr("review", made, "--role", "test=case_01").stderr)
+    assert sfr("review", made, "--role", "test=case_03").stderr == ""
+
+
 def test_relink_and_pack(cohort: tuple[Path, Path], tmp_path: Path) -> None:
     images = tmp_path / "scans"
     images.mkdir()
@@ -431,6 +544,7 @@ def test_result_is_one_json_document_and_messages_go_to_stderr(api: FakeApi, tmp
             "per_stage": {"finetune": 3000, "retrain": 5000},
         },
         *({"event": "warning", "stage": "finetune", "message": "case_03 was left out."} for _ in range(3)),
+        {"event": "progress", "stage": "finetune", "step": 1, "total": 2, "doing": "reading labeled volumes"},
         {"event": "progress", "stage": "finetune", "step": 120, "total": 6000, "loss": 0.2123, "eta_s": 840},
         {"event": "heartbeat"},
         {"event": "skipped", "stage": "predict", "message": "Every case has a prediction."},
@@ -442,6 +556,8 @@ def test_result_is_one_json_document_and_messages_go_to_stderr(api: FakeApi, tmp
     assert said.count("Warning: case_03 was left out.") == 1
     assert "about 2 h 13 min (finetune 50 min, retrain 83 min) and 3.2 GB of memory" in said
     assert "finetune: step 120 of 6000, loss 0.212, 14 min left" in said
+    assert "finetune: reading labeled volumes, 1 of 2 finetune:" in said
+    assert "finetune: done after 0 s, loss 0.212" in said
     assert "32 x 32 x 16" in said and "small" in said and "Every case has a prediction." in said
     assert "finetune:" in sfr("run", tmp_path).stdout
 
@@ -582,6 +698,7 @@ def test_evaluate_prints_scores_as_json_and_table(api: FakeApi, tmp_path: Path) 
     assert scores["mean_dice"] == 0.8123 and scores["structures"]["Anterior"]["hd95"] is None
     text = sfr("evaluate", tmp_path, "--kind", "pseudo_label", "--mode", "official", "--millimetres").stdout
     assert "Mean Dice: 0.8123 over 1 case" in text and "ASD (mm)" in text and "case_05: Anterior" in text
+    assert all(settings.pop("on_problem") is not None for _, _, settings in api.calls)
     plain = {"kind": "prediction", "cases": "test", "mode": "strict", "millimetres": False}
     other = {"kind": "pseudo_label", "cases": "unlabeled", "mode": "official", "millimetres": True}
     assert [settings for _, _, settings in api.calls] == [plain, other]
@@ -664,6 +781,13 @@ def test_following_a_job_shows_its_events_until_it_ends(made: Path, monkeypatch:
     assert "finished" in result.stdout
     assert result.stderr.count("a small warning") == 1 and "finetune: step" in result.stderr
     sfr("jobs", made, "--follow", code=2)
+
+
+def test_a_table_in_a_pipe_is_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    message = "The volume " + "very " * 60 + "long."
+    display.print_table(["Run", "Message"], [["a" * 60, message]])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and message in lines[1]
 
 
 def test_a_job_that_cannot_begin_says_why(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -250,6 +250,24 @@ def test_test_case_is_not_taken_into_training_by_accepting(study: Study):
     assert study.case("a").role == "test" and study.history("a") == [] and study.draft("a") is not None
 
 
+def test_the_same_result_is_accepted_once(study: Study):
+    put(study, "a", seed=1)
+    first = study.accept("a")
+    assert study.accept("a") == first and len(study.history("a")) == 1
+    put(study, "a", seed=2)
+    assert study.accept("a") != first and len(study.history("a")) == 2
+
+
+def test_labels_of_no_case_are_found(study: Study):
+    study.accept_label("a", make_label())
+    assert study.stray_labels() == []
+    for name in (".left-b-17", "gone"):
+        (study.root / "labels" / name).mkdir()
+        (study.root / "labels" / name / "001-expert.nrrd").write_bytes(b"x")
+    assert [path.name for path in study.stray_labels()] == [".left-b-17", "gone"]
+    assert Study.open(study.root).stray_labels() == study.stray_labels()
+
+
 # --- results
 
 
