@@ -1,0 +1,358 @@
+"""Step 4: the doubtful cases first, to accept, correct or reject; nothing that was drawn is ever lost."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import qt
+from slicer.i18n import tr as _
+
+from SFRCore.study import ReviewItem
+
+from .case_view import CaseView
+from .doubt import set_threshold
+from .editor_host import EditorHost
+from .review_display import ReviewDisplay, rejected_cases
+from .review_keys import KEYS, ReviewKeys
+from .session import CASES
+from .slice_layers import SliceLayers, set_overlay_opacity
+
+_log = logging.getLogger("SFR")
+
+AUTOSAVE_MS = 30_000
+"""Milliseconds after an edit until it is in the study, whatever happens to Slicer."""
+_BUTTONS = {
+    "acceptButton": "accept",
+    "acceptCorrectedButton": "acceptCorrected",
+    "rejectButton": "reject",
+    "nextCaseButton": "nextCase",
+    "previousCaseButton": "previousCase",
+    "nextSliceButton": "jump",
+    "showDoubtCheckBox": "overlay",
+}
+
+
+class ReviewStep(ReviewDisplay):
+    """``view`` is the case under review, None where none is shown."""
+
+    uiFile = "Review.ui"
+    title = _("Review")
+    primaryButton = "retrainButton"
+
+    def setup(self) -> None:
+        self.view: CaseView | None = None
+        self.queue: list[ReviewItem] = []
+        self.layers = SliceLayers()
+        self.editor = EditorHost(self.ui.editorFrame.layout(), self._onEffect)
+        actions = {
+            "accept": self.onAccept,
+            "acceptCorrected": self.onAcceptCorrected,
+            "reject": self.onReject,
+            "nextCase": lambda: self.onOtherCase(1),
+            "previousCase": lambda: self.onOtherCase(-1),
+            "jump": lambda: self.onSlice(1),
+            "overlay": self.ui.showDoubtCheckBox.toggle,
+        }
+        self.keys = ReviewKeys(self.widget, actions)
+        for name, action in _BUTTONS.items():
+            button = getattr(self.ui, name)
+            button.toolTip = f"{button.toolTip} ({KEYS[action]})"
+            if name != "showDoubtCheckBox":
+                button.connect("clicked()", actions[action])
+        self.ui.previousSliceButton.connect("clicked()", lambda: self.onSlice(-1))
+        self.ui.mostDoubtfulButton.connect("clicked()", lambda: self.onSlice(None))
+        self.ui.correctButton.connect("toggled(bool)", self.onCorrect)
+        self.ui.startOverButton.connect("clicked()", self.onStartOver)
+        self.ui.bringBackButton.connect("clicked()", self.onBringBack)
+        self.ui.retrainButton.connect("clicked()", self.onRetrain)
+        self.ui.showDoubtCheckBox.connect("toggled(bool)", lambda on: self._show(fit=False))
+        self.ui.opacitySlider.connect("valueChanged(double)", self.onOpacity)
+        self.ui.thresholdSlider.connect("valueChanged(double)", self.onThreshold)
+        self._model = qt.QStandardItemModel(0, 4)
+        self._model.setHorizontalHeaderLabels(
+            [_("Case"), _("Expected Dice"), _("Drawn by"), _("Corrections")]
+        )
+        self.ui.queueView.setModel(self._model)
+        self.ui.queueView.verticalHeader().setVisible(False)
+        self.ui.queueView.horizontalHeader().setStretchLastSection(True)
+        self.ui.queueView.connect("clicked(QModelIndex)", self.onChosen)
+        self.ui.queueView.connect("activated(QModelIndex)", self.onChosen)
+        self._autosave = qt.QTimer()
+        self._autosave.setSingleShot(True)
+        self._autosave.setInterval(AUTOSAVE_MS)
+        self._autosave.connect("timeout()", self.keepEdits)
+        self.ui.editorFrame.visible = False
+
+    # The life of the section
+
+    def enter(self) -> None:
+        if not self.section.collapsed:
+            self.opened()
+
+    def exit(self) -> None:
+        self.closed()
+
+    def opened(self) -> None:
+        self.keys.install()
+        self.keys.rest(self.editor.active)
+        if self.view is not None:
+            self._show(fit=False)
+
+    def closed(self) -> None:
+        self.keys.remove()
+        self.keepEdits()
+        self.ui.correctButton.checked = False
+        self.layers.restore()
+
+    def sceneClosing(self) -> None:
+        """The scene takes the nodes with it: what is not in the study yet is saved now."""
+        view, self.view = self.view, None
+        self.layers.forget()
+        if view is None:
+            return
+        self.editor.clear()
+        try:
+            self._noteAside(view.keep())
+        except Exception as error:
+            self._rescue(view, error)
+        view.let_go()
+
+    def sceneChanged(self) -> None:
+        self.ui.correctButton.checked = False
+
+    def cleanup(self) -> None:
+        self._autosave.stop()
+        self.keys.remove()
+        self.leaveCase()
+        self.editor.cleanup()
+        self.layers.restore()
+
+    def refresh(self) -> None:
+        study = self.session.study
+        if self.view is not None and self.view.study is not study:
+            self.leaveCase()
+        self.queue = [] if study is None else study.review_queue()
+        self._fillQueue(study)
+        self._refreshSummary(study)
+        self._refreshCase()
+
+    # What the user does
+
+    def onChosen(self, index: Any) -> None:
+        """A row of the queue was clicked."""
+        self.showCase(self.queue[index.row()].id)
+
+    def onOtherCase(self, step: int) -> None:
+        """The next case of the queue, or the one before; after the last comes the first."""
+        ids = [item.id for item in self.queue]
+        if not ids:
+            return
+        here = self.view.id if self.view is not None else None
+        if here in ids:
+            self.showCase(ids[(ids.index(here) + step) % len(ids)])
+        else:
+            self.showCase(ids[0 if step > 0 else -1])
+
+    def showCase(self, id: str) -> None:
+        """Show a case; edits of the one before are kept in the study."""
+        study = self.session.study
+        if study is None:
+            return
+        if self.view is None or self.view.id != id:
+            self.leaveCase()
+            self.view = self.attempt(lambda: CaseView(study, id, self._onView), wait=True)
+            if self.view is not None:
+                self.layers.remember()
+                self._show(fit=True)
+                self.view.jump(0)
+                if self.panel.parameters is not None:
+                    self.panel.parameters.currentCase = id
+        self._selectRow()
+        self._refreshCase()
+
+    def leaveCase(self) -> None:
+        """Keep the edits and take the case out of the scene; edits that cannot be saved stay in it."""
+        view = self.view
+        if view is None:
+            return
+        self.ui.correctButton.checked = False
+        self.editor.clear()
+        kept = self.keepEdits()
+        self.view = None
+        view.close()
+        if not kept:
+            self.panel.showError(
+                self.panel.ui.errorLabel.text,
+                _("Your corrections stay in the scene as '{id} corrections (not saved)'.").format(id=view.id),
+            )
+        self._refreshCase()
+
+    def keepEdits(self) -> bool:
+        """Save unsaved edits as a draft in the study; False where that failed, which is then said."""
+        self._autosave.stop()
+        view = self.view
+        if view is None or not view.unsaved:
+            return True
+        self.attempt(lambda: self._noteAside(view.keep()))
+        if not view.unsaved:
+            self._fillQueue(self.session.study)
+        return not view.unsaved
+
+    def onSlice(self, step: int | None) -> None:
+        """Another doubtful slice: the next, the one before, or (None) the most doubtful."""
+        if self.view is not None:
+            self.view.jump(0 if step is None else self.view.place + step)
+            self._refreshCase()
+
+    def onOpacity(self, opacity: float) -> None:
+        """How much the doubt covers the image."""
+        if self.view is not None and self.view.overlay is not None:
+            set_overlay_opacity(self.view.overlay, opacity)
+
+    def onThreshold(self, threshold: float) -> None:
+        """Which doubt is shown."""
+        if self.view is not None and self.view.overlay is not None:
+            set_threshold(self.view.overlay, threshold)
+
+    def onCorrect(self, on: bool) -> None:
+        """The drawing tools are opened or put away."""
+        view = self.view
+        usable = view is not None and view.segmentation is not None and view.image is not None
+        self.ui.editorFrame.visible = bool(on and usable)
+        if on and usable:
+            self.editor.show(view.segmentation, view.image)
+            self.editor.start(view.least_certain())
+        else:
+            self.editor.rest()
+            self.ui.correctButton.checked = False
+
+    def onAccept(self) -> None:
+        """The segmentation becomes a label as the model drew it."""
+        view = self.view
+        if view is None or self._refuse(self.ui.acceptButton):
+            return
+        if view.newer_result():
+            self.panel.showError(
+                _("A model has segmented case {id} again since you opened it.").format(id=view.id),
+                _("Go to another case and back to see the new segmentation, then decide."),
+            )
+            return
+        self._decide(lambda: view.study.accept(view.id, view.result.kind))
+
+    def onAcceptCorrected(self) -> None:
+        """The segmentation becomes a label as it was corrected."""
+        view = self.view
+        if view is not None and not self._refuse(self.ui.acceptCorrectedButton):
+            self._decide(view.accept_corrected)
+
+    def onReject(self) -> None:
+        """What the model says of this case stays out of training."""
+        view = self.view
+        if view is None or self._refuse(self.ui.rejectButton):
+            return
+        question = _("You corrected case {id}. Reject it all the same? Your corrections are kept as a draft.")
+        if view.edited and not self.questions.confirm(question.format(id=view.id), _("Reject")):
+            return
+        self._decide(lambda: view.study.reject(view.id))
+
+    def onStartOver(self) -> None:
+        """The corrections are thrown away."""
+        view = self.view
+        if view is None:
+            return
+        question = _("Throw your corrections of case {id} away?").format(id=view.id)
+        if self.questions.confirm(question, _("Discard corrections")):
+            self.ui.correctButton.checked = False
+            self.editor.clear()
+            self.attempt(view.start_over, wait=True)
+            self.refresh()
+
+    def onBringBack(self) -> None:
+        """The rejected cases come back into the queue."""
+        study = self.session.study
+        if study is not None:
+            self.attempt(lambda: [study.unreject(id) for id in rejected_cases(study)])
+            self.session.changed(CASES)
+
+    def onRetrain(self) -> None:
+        """Train again with the corrections."""
+        if self.keepEdits() and self.attempt(lambda: self.logic.start("run"), wait=True) is not None:
+            self.panel.open("train")
+
+    # How things stand
+
+    def _decide(self, action: Any) -> None:
+        """Do what the user decided and go on to the next case; where it fails all stays as it is."""
+        ids = [item.id for item in self.queue]
+        view = self.view
+        kept = self.keepEdits() if view.edited else True
+        if self.attempt(lambda: (action(), True)[1], wait=True) is None:
+            self._refreshCase()
+            return
+        if not kept and not view.unsaved:
+            self.panel.clearError()
+        following = [id for id in ids[ids.index(view.id) + 1 :] if id != view.id] if view.id in ids else ids
+        self.leaveCase()
+        self.session.changed(CASES)
+        waiting = [item.id for item in self.queue]
+        following = [id for id in following if id in waiting] or waiting
+        if following:
+            self.showCase(following[0])
+        else:
+            self.layers.restore()
+
+    def _refuse(self, button: Any) -> bool:
+        """Whether a key was pressed whose button waits for something; the reason is then said."""
+        if button.enabled:
+            return False
+        self.panel.showError(button.toolTip.partition("\n")[2])
+        return True
+
+    def _show(self, fit: bool) -> None:
+        if self.view is None or self.section.collapsed:
+            return
+        self.layers.remember()
+        self.view.show(
+            with_doubt=self.ui.showDoubtCheckBox.checked,
+            opacity=self.ui.opacitySlider.value,
+            threshold=self.ui.thresholdSlider.value,
+            fit=fit,
+        )
+
+    def _onEffect(self, active: bool) -> None:
+        self.keys.rest(active)
+
+    def _onView(self) -> None:
+        """The first edit since the last saving, or a node of the case has gone."""
+        view = self.view
+        if view is None:
+            return
+        if view.failure is not None:
+            self.panel.showError(str(view.failure), view.note)
+            view.failure = None
+        if view.segmentation is None or view.image is None:
+            self.editor.clear()
+            self.ui.correctButton.checked = False
+        elif view.unsaved:
+            self._autosave.start()
+        self._refreshCase()
+
+    def _noteAside(self, aside: Any) -> None:
+        if aside is not None:
+            self.panel.showError(
+                _("Somebody else corrected this case at the same time."),
+                _("Their corrections are kept as {path}.").format(path=aside),
+            )
+
+    def _rescue(self, view: CaseView, error: Exception) -> None:
+        try:
+            path = view.rescue()
+        except Exception:
+            _log.exception("Corrections of case %s could not be saved anywhere", view.id)
+            self.panel.showError(str(error), _("Your corrections of case {id} are lost.").format(id=view.id))
+            return
+        self.panel.showError(
+            str(error),
+            _("Your corrections of case {id} were saved as {path}.").format(id=view.id, path=path),
+        )

@@ -1,0 +1,285 @@
+"""Step 1: what is missing, and one button to get it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from SFRCore.errors import InputError, SFRError
+from SFRCore.foundation import download
+
+from . import installation
+from .chore_follower import ChoreFollower
+from .chore_view import ChoreView
+from .chores import Chore
+from .places import packages_folder, samples_folder
+from .requirements import load_requirements
+from .sample_cohorts import COHORTS
+from .session import CHORE
+from .set_up_words import (
+    checkpoint_words,
+    device_words,
+    folder_words,
+    gigabytes,
+    installation_words,
+    sample_title,
+    sample_words,
+    state_words,
+)
+from .step import DONE, READY, RUNNING, Step
+from .worker import start_command
+from .worker_python import WorkerPython, find_worker_python
+
+FOUNDATION_FILE = "SFR/foundationFile"
+"""User's setting: a checkpoint file that is none of the known ones, offered when a run is set up."""
+
+
+class SetUpStep(Step):
+    """Packages, model checkpoint, device, sample data. At most one of its chores runs, besides the doctor.
+
+    ``doctor`` is what the worker last said of itself (``sfr doctor``), None before it was asked.
+    """
+
+    uiFile = "SetUp.ui"
+    title = _("Set up")
+    primaryButton = "installButton"
+
+    def setup(self) -> None:
+        self.doctor: dict[str, Any] | None = None
+        self._asking: ChoreFollower | None = None
+        self._examined: tuple[Any, installation.Installation] | None = None
+        for name, known in download.CHECKPOINTS.items():
+            self.ui.checkpointCombo.addItem(f"{name} ({gigabytes(known.size)})", name)
+        for name in COHORTS:
+            self.ui.sampleCombo.addItem(sample_title(name), name)
+        for control, act in (
+            ("installButton", self.onInstall),
+            ("installFolderButton", self.onInstallFromFolder),
+            ("removeButton", self.onRemove),
+            ("downloadButton", self.onDownload),
+            ("chooseFileButton", self.onChooseFile),
+            ("checkButton", self.askDoctor),
+            ("sampleButton", self.onSample),
+        ):
+            getattr(self.ui, control).connect("clicked()", lambda act=act: self.attempt(act))
+        for combo in (self.ui.checkpointCombo, self.ui.sampleCombo):
+            combo.connect("currentIndexChanged(int)", lambda index: self.refresh())
+        self.chores = ChoreView(self.ui, self._choreChanged, self._failed, self.attempt)
+
+    def enter(self) -> None:
+        """Ask the worker once for its device, in the background, where everything is there to ask it."""
+        if self.doctor is None and not slicer.app.testingEnabled() and self._worker() is not None:
+            found = self._installation()
+            if found is None or found.state == "ready":
+                self.attempt(self.askDoctor)
+
+    def cleanup(self) -> None:
+        """Follow nothing any more; an installation or download goes on by itself."""
+        self.chores.leave()
+        if self._asking is not None:
+            self._asking.stop()
+
+    def _choreChanged(self) -> None:
+        self.refresh()
+        self.session.changed(CHORE)
+
+    def _failed(self, error: SFRError) -> None:
+        self.panel.showError(error.message, error.hint)
+
+    def refresh(self) -> None:
+        worker, found = self._worker(), self._installation()
+        busy = _("Something is being done: wait for its end, or cancel it.") if self.chores.busy else ""
+        self.ui.packagesLabel.text = state_words(worker, found, self.doctor)
+        self._allowPackages(worker, found, busy)
+        self._allowOthers(busy)
+        self.ui.deviceLabel.text = device_words(self.doctor, asking=self._asking is not None)
+        self._showState(worker, found)
+
+    def _allowPackages(
+        self, worker: WorkerPython | None, found: installation.Installation | None, busy: str
+    ) -> None:
+        reason = busy
+        if worker is None:
+            reason = _("Slicer's Python was not found.")
+        elif found is None:
+            reason = _("The worker's Python is your own (SFR_PYTHON): install there what is missing.")
+        elif found.state == "installing":
+            reason = _("The packages are being installed.")
+        self.allow(self.ui.installFolderButton, reason)
+        self.ui.installButton.text = (
+            _("Install the missing packages")
+            if found is None or found.state in ("missing", "ready", "installing")
+            else _("Install the packages again")
+        )
+        ready = found is not None and found.state == "ready"
+        self.primaryReason = reason or (_("Everything is installed.") if ready else "")
+        nothing = found is None or (found.state == "missing" and not found.folder.exists())
+        self.allow(self.ui.removeButton, busy or (_("There is nothing to remove.") if nothing else ""))
+
+    def _allowOthers(self, busy: str) -> None:
+        there = download.is_downloaded(self._checkpoint())
+        self.ui.checkpointLabel.text = checkpoint_words(self._checkpoint(), self._foundationFile())
+        self.allow(self.ui.downloadButton, busy or (_("It is on this computer already.") if there else ""))
+        self.allow(self.ui.chooseFileButton, busy)
+        self.ui.sampleLabel.text = sample_words(self._sample())
+        self.allow(self.ui.sampleButton, busy)
+        self.allow(self.ui.checkButton, _("The worker is being asked.") if self._asking is not None else "")
+
+    def _showState(self, worker: WorkerPython | None, found: installation.Installation | None) -> None:
+        if self.chores.busy or (found is not None and found.state == "installing"):
+            self.setState(RUNNING, self.chores.what)
+        elif worker is None:
+            self.setState(READY, _("Slicer's Python is missing"))
+        elif self._lacking(found):
+            self.setState(READY, _("packages are missing"))
+        elif not self._foundationFile() and not any(map(download.is_downloaded, download.CHECKPOINTS)):
+            self.setState(DONE, _("done, no model downloaded yet"))
+        else:
+            self.setState(DONE)
+
+    def onInstall(self) -> None:
+        """Find out what would be fetched, ask, and install."""
+        self.chores.begin("survey", _("Looking for a GPU"), self._askInstall, folder=str(packages_folder()))
+
+    def _askInstall(self, chore: Chore) -> None:
+        if self.questions.confirm(
+            installation_words(chore.result, packages_folder()),
+            _("Install packages"),
+            "\n".join(map(str, load_requirements())),
+        ):
+            self._install(None)
+
+    def onInstallFromFolder(self) -> None:
+        """Install from a folder of wheels, without network."""
+        wheels = self.questions.folder(_("Folder with the downloaded packages"))
+        if wheels is not None and self.questions.confirm(
+            folder_words(wheels, packages_folder()), _("Install packages")
+        ):
+            self._install(wheels)
+
+    def _install(self, wheels: Path | None) -> None:
+        self.chores.begin(
+            "install",
+            _("Installing packages"),
+            lambda chore: self.askDoctor(),
+            folder=str(packages_folder()),
+            python=find_worker_python().program,
+            wheels=None if wheels is None else str(wheels),
+        )
+
+    def onRemove(self) -> None:
+        """Remove the packages, those of an earlier Slicer too."""
+        folder = packages_folder()
+        if self.questions.confirm(
+            _("Remove the packages in {folder}? Studies, models and checkpoints stay.").format(folder=folder),
+            _("Remove packages"),
+        ):
+            self.doctor = None
+            self.chores.begin("remove", _("Removing packages"), self._told, folder=str(folder))
+
+    def _told(self, chore: Chore) -> None:
+        self.chores.say(_("{size} were freed.").format(size=gigabytes(chore.result)))
+
+    def onDownload(self) -> None:
+        """Ask, and download the chosen checkpoint."""
+        name = self._checkpoint()
+        if self.questions.confirm(
+            _("Download {name} ({size}) from {server} to {folder}?").format(
+                name=name,
+                size=gigabytes(download.CHECKPOINTS[name].size),
+                server=download.SERVER,
+                folder=download.checkpoint_folder(),
+            ),
+            _("Download a model"),
+        ):
+            self.chores.begin(
+                "checkpoint", _("Downloading {name}").format(name=name), lambda chore: None, name=name
+            )
+
+    def onChooseFile(self) -> None:
+        """Use a file of the user's: a known checkpoint is copied to where it belongs, another remembered."""
+        file = self.questions.openFile(_("Model checkpoint"), "", "Models (*.pth *.pt *.safetensors)")
+        if file is None:
+            return
+        if not file.is_file():
+            raise InputError(f"{file} is not a file.", hint="Choose a file of a Segment Anything model.")
+        self.chores.begin(
+            "adopt", _("Looking at the file"), lambda chore: self._adopted(chore, file), file=str(file)
+        )
+
+    def _adopted(self, chore: Chore, file: Path) -> None:
+        if chore.result is None:
+            qt.QSettings().setValue(FOUNDATION_FILE, str(file))
+            words = _("{file} is none of the known checkpoints: it is offered as a file when you train.")
+        else:
+            self.ui.checkpointCombo.currentIndex = self.ui.checkpointCombo.findData(chore.result)
+            words = _("{file} is {name}, whole, and was copied to the others.")
+        self.chores.say(words.format(file=file.name, name=chore.result))
+
+    def onSample(self) -> None:
+        """Get the chosen sample cohort, after a question where it is downloaded."""
+        self.getSample(self._sample())
+
+    def getSample(self, name: str) -> None:
+        """Fetch or make the sample cohort ``name`` and open its study; asks first where it is downloaded."""
+        self.ui.sampleCombo.currentIndex = self.ui.sampleCombo.findData(name)
+        cohort, folder = COHORTS[name], samples_folder()
+        there = (folder / name / "study" / "study.json").is_file()
+        words = _("{description}\n\nIt is kept in {folder}.").format(
+            description=sample_words(name), folder=folder / name
+        )
+        if there or cohort.archive is None or self.questions.confirm(words, _("Sample data")):
+            self.chores.begin(
+                "sample", _("Getting sample data"), self._openSample, name=name, folder=str(folder)
+            )
+
+    def _openSample(self, chore: Chore) -> None:
+        self.logic.openStudy(chore.result)
+        self.panel.open("cases")
+
+    def askDoctor(self) -> None:
+        """Ask the worker for its packages, device and free memory, in the background."""
+        if self._asking is None:
+            self._asking = ChoreFollower(start_command(["doctor"]), self._doctorSaid)
+            self.refresh()
+
+    def _doctorSaid(self, chore: Chore) -> None:
+        self._asking = None
+        self.doctor = chore.result if chore.error is None else {"problem": str(chore.error)}
+        self._choreChanged()
+
+    def _lacking(self, found: installation.Installation | None) -> bool:
+        """Whether packages are missing, by their folder or, for a Python of the user's, by what it said."""
+        if found is not None:
+            return found.state != "ready"
+        return bool(self.doctor and self.doctor.get("missing"))
+
+    def _worker(self) -> WorkerPython | None:
+        try:
+            return find_worker_python()
+        except InputError:
+            return None
+
+    def _installation(self) -> installation.Installation | None:
+        """How the private folder stands, looked at again when it changed; None for a Python of the user's."""
+        worker = self._worker()
+        if worker is not None and worker.own:
+            return None
+        folder = packages_folder()
+        seen = installation.fingerprint(folder)
+        if self._examined is None or self._examined[0] != seen:
+            self._examined = (seen, installation.examine(folder, load_requirements()))
+        return self._examined[1]
+
+    def _checkpoint(self) -> str:
+        return str(self.ui.checkpointCombo.currentData)
+
+    def _sample(self) -> str:
+        return str(self.ui.sampleCombo.currentData)
+
+    def _foundationFile(self) -> str:
+        return str(slicer.util.settingsValue(FOUNDATION_FILE, "") or "")

@@ -1,0 +1,36 @@
+"""A Slicer-like environment on a plain machine: real MRML, PySide6 under PythonQt's rules, recorded CTK
+widgets.
+
+One environment per process, made by `start()`, in this order: Qt's rules, the `slicer` package of
+slicer-core, the CTK and Slicer widgets, the scene with its logics, and the base classes of scripted
+modules. What is not written here raises: nothing answers to every name.
+"""
+
+import os
+
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+os.environ.setdefault("VTK_DEFAULT_OPENGL_WINDOW", "vtkEGLRenderWindow")
+
+_environment = None
+
+
+def start():
+    """The environment of this process; afterwards `qt`, `ctk` and all of `slicer` can be imported."""
+    global _environment
+    if _environment is None:
+        from . import qt_rules
+
+        qt_rules.install()
+        import slicer
+
+        from . import ctk_widgets, recorded, scripted, segment_widgets, selectors  # noqa: F401
+
+        ctk_widgets.install()
+        for name, record in recorded.RECORD.items():
+            if record["from"] == "slicer":
+                setattr(slicer, name, recorded.widgetClass(name))
+        from .environment import Environment
+
+        _environment = Environment()
+        scripted.install()
+    return _environment
