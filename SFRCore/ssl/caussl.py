@@ -32,10 +32,10 @@ class CauSSL(Method):
     networks; from 400 iterations on 0.3 times the sum of both cross-entropies of one with the other's labels.
 
     Dependence of decoder i: how far its kernels are combinations of those of the others; see ``Dependence``.
-    The combinations are adapted (60 updates) every 60 iterations, for cps from 500 on, and count from then.
-    For mc these are the kernels of the decoder but not those that enlarge, and of the head; for cps all. Dice
-    over foreground classes, epsilon 1e-5. All iterations are of 5000 and scale with the training, the
-    updates do not. ``student`` is the first decoder with the encoder, or the first network.
+    The combinations are adapted, in 60 updates, every 60 iterations, for cps from 500 on, and count from
+    then. For mc these are the kernels of the decoder but not those that enlarge, and of the head; for cps
+    all. Dice over foreground classes, epsilon 1e-5. All these iterations are of 5000 and scale with the
+    training, as do the updates. ``student`` is the first decoder with the encoder, or the first network.
 
     The released three-decoder code reads the kernels of the second and third decoder without gradient, so
     that only the first is kept apart; here each one is.
@@ -88,8 +88,9 @@ class CauSSL(Method):
         first = (self.start // PERIOD + 1) * PERIOD
         groups = self._kernel_groups()
         if reached >= first and reached // PERIOD > before // PERIOD:
+            updates = max(1, round(PERIOD * progress.total / REFERENCE))
             for measure, (own, others) in zip(self.dependences, groups, strict=True):
-                measure.strengthen(own, others, PERIOD)  # type: ignore[operator]
+                measure.strengthen(own, others, updates)  # type: ignore[operator]
         logits = self._logits(batch.images)
         supervised = torch.stack([self._supervised(one[:labeled], batch) for one in logits]).sum()
         disagreement = self._disagreement([one[labeled:] for one in logits], batch.unlabeled_valid, reached)
