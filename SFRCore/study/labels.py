@@ -55,7 +55,7 @@ class Labels(StudyFolder):
     def is_blank(self, id: str) -> bool:
         """Whether the newest label of a case has no voxel of any structure; False where it has no label."""
         path = self.label_path(id)
-        return path is not None and not sitk.GetArrayViewFromImage(read_label(path, self.values)).any()
+        return path is not None and not sitk.GetArrayFromImage(read_label(path, self.values)).any()
 
     def history(self, id: str) -> list[LabelVersion]:
         """Every accepted label of a case that is on the disk, oldest first."""

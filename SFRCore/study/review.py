@@ -63,7 +63,7 @@ class Review(Labels, Results):
         if case.role != "labeled" or case.label_origin != "accepted" or path is None or not path.is_file():
             return None
         before, now = (
-            sitk.GetArrayViewFromImage(read_label(file, self.values)) for file in (path, result.label_path)
+            sitk.GetArrayFromImage(read_label(file, self.values)) for file in (path, result.label_path)
         )
         return path if np.array_equal(before, now) else None
 
