@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,6 +59,7 @@ class Chore:
         self._json_lines = json_lines
         self._offset = 0
         self._asked = 0.0
+        self._killing: threading.Thread | None = None
         home = chores_folder()
         try:
             home.mkdir(parents=True, exist_ok=True)
@@ -91,7 +93,7 @@ class Chore:
             return []
         code = self._process.poll()
         if code is None and self._asked and time.monotonic() - self._asked > SECONDS_TO_STOP:
-            kill_tree(self._process.pid, timeout=1.0)
+            self._kill()
         before = len(self.lines)
         if self._json_lines:
             self._read_lines()
@@ -104,7 +106,7 @@ class Chore:
         if self.state != "running":
             return
         if self._asked or not self._json_lines:
-            kill_tree(self._process.pid)
+            self._kill()
         self._asked = self._asked or time.monotonic()
         (self.folder / "stop").touch()
 
@@ -115,6 +117,12 @@ class Chore:
             time.sleep(0.02)
             self.poll()
         return self.state
+
+    def _kill(self) -> None:
+        """End its processes, in a thread: that may take seconds."""
+        if self._killing is None or not self._killing.is_alive():
+            self._killing = threading.Thread(target=kill_tree, args=(self._process.pid,), daemon=True)
+            self._killing.start()
 
     def _read_lines(self) -> None:
         with open(self._output, "rb") as stream:

@@ -74,6 +74,12 @@ def examine(folder: Path, requirements: list[Requirement]) -> Installation:
     return Installation(folder, "outdated" if other else "broken", gaps, build, versions)
 
 
+def fingerprint(folder: Path) -> tuple[int, int, bool]:
+    """Changes whenever ``examine`` may say something else; quick enough to be asked at every turn."""
+    times = [path.stat().st_mtime_ns if path.exists() else 0 for path in (folder, folder / RECORD)]
+    return times[0], times[1], is_held(_lock_file(folder))
+
+
 def space_needed(build: TorchBuild, wheels: Path | None) -> int:
     """Bytes that an installation takes while it runs: the packages, and what is downloaded on the way."""
     if wheels is None:

@@ -26,23 +26,15 @@ _LARGEST_MEMBER = 1 << 30
 
 @dataclass(frozen=True)
 class Cohort:
-    """A sample cohort: what it is called, what is said before it is fetched, and where it comes from."""
+    """Where a sample cohort comes from; without an archive it is computed here."""
 
-    title: str
-    description: str
     archive: RemoteFile | None = None
     url: str = ""
 
 
 COHORTS: dict[str, Cohort] = {
-    "synthetic": Cohort(
-        "Invented cohort",
-        "12 small volumes with two structures, computed in seconds: nothing is downloaded.",
-    ),
+    "synthetic": Cohort(),
     "left_atrium": Cohort(
-        "Left atrium (MSD Task02)",
-        "30 cardiac MR volumes, 20 of them with the left atrium drawn, of the Medical Segmentation Decathlon "
-        "(King's College London). Licence CC-BY-SA 4.0. Download 456 MB, on the disk 0.5 GB.",
         RemoteFile(
             "Task02_Heart.tar",
             "06ee59366e1e5124267b774dbd654057",

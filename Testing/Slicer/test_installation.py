@@ -187,6 +187,11 @@ class Index(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def do_CONNECT(self):
+        self.server.asked.append(self.path)
+        self.server.holding.wait(30)
+        self.send_error(502)
+
     def log_message(self, *arguments):
         pass
 
@@ -198,8 +203,8 @@ def index(tmp_path, monkeypatch):
     server.root, server.asked, server.holding = tmp_path / "index", [], threading.Event()
     server.holding.set()
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
+    for variable in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("PIP_INDEX_URL", "http://packages.invalid/usual/")
     monkeypatch.setenv("PIP_TRUSTED_HOST", "packages.invalid")
     yield server

@@ -1,0 +1,15 @@
+# The description that a package carries, made of the extension's variables as Slicer makes it.
+foreach(_name HOMEPAGE CATEGORY CONTRIBUTORS DESCRIPTION ICONURL DEPENDS)
+  if("${EXTENSION_${_name}}" STREQUAL "")
+    message(FATAL_ERROR "EXTENSION_${_name} is empty")
+  endif()
+  if("${EXTENSION_${_name}}" MATCHES "[;\n]")
+    message(FATAL_ERROR "EXTENSION_${_name} holds a line break or a semicolon")
+  endif()
+endforeach()
+if(NOT EXISTS "${EXTENSION_LICENSE_FILE}")
+  message(FATAL_ERROR "there is no ${EXTENSION_LICENSE_FILE}")
+endif()
+file(WRITE "${CMAKE_BINARY_DIR}/${PROJECT_NAME}.s4ext"
+  "homepage ${EXTENSION_HOMEPAGE}\ncategory ${EXTENSION_CATEGORY}\ncontributors ${EXTENSION_CONTRIBUTORS}\n")
+install(FILES "${CMAKE_BINARY_DIR}/${PROJECT_NAME}.s4ext" DESTINATION "share/Slicer-5.12" COMPONENT RuntimeLibraries)
