@@ -1,18 +1,20 @@
 # Everything that a fresh clone needs: `make demo` and `make test` set up their own environment in .venv.
 #   make demo         an invented cohort is segmented from a few labels, and a report is written
 #   make test         lint, type check and tests
+#   make test-slicer  the tests of the panel in 3D Slicer alone
 #   make test-long    the tests that train for minutes
 #   make test-lowest  the tests again, with the oldest version of each dependency that pyproject.toml allows
 # Another interpreter: make PYTHON=/path/to/python3.12 test
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long test-lowest lint format setup clean
+.PHONY: help demo test test-slicer test-long test-lowest lint format setup clean
 
 PYTHON ?=
 PYTEST := python -m pytest -n auto --dist worksteal
 STAMP := .venv/.installed
 LOWEST_STAMP := .venv-lowest/.installed
+SLICER_STAMP := .venv-slicer/.installed
 
 # Prints the first Python from 3.11 to 3.14 that runs, or says what is missing.
 define find_python
@@ -29,7 +31,7 @@ define find_python
 	fi
 endef
 
-# $(1): folder of the environment.  $(2): what to install.  $(3): options of uv, which resolves many times quicker than pip.
+# $(1): folder of the environment.  $(2): what to install, as pip says it.  $(3): options of uv, which resolves many times quicker than pip.
 define make_environment
 	@set -e; \
 	if ! $(1)/bin/python -c '' 2>/dev/null; then \
@@ -40,15 +42,15 @@ define make_environment
 	    echo "Python's venv is missing. Debian, Ubuntu: apt-get install python3-venv" >&2; rm -rf $(1); exit 1; \
 	  fi; \
 	fi; \
-	echo "Installing into $(1) (PyTorch is large: a few minutes the first time)"; \
+	echo "Installing into $(1) (large packages: a few minutes the first time)"; \
 	uv="$$(command -v uv || true)"; \
 	if [ -z "$$uv" ]; then \
 	  pip="$(1)/bin/python -m pip --quiet --disable-pip-version-check"; \
 	  $$pip --version >/dev/null 2>&1 || $(1)/bin/python -m ensurepip >/dev/null; \
 	  if $$pip install uv 2>/dev/null; then uv=$(1)/bin/uv; fi; \
 	fi; \
-	if [ -n "$$uv" ]; then "$$uv" pip install --quiet --python $(1)/bin/python $(3) -e '$(2)'; \
-	else $$pip install -e '$(2)'; fi
+	if [ -n "$$uv" ]; then "$$uv" pip install --quiet --python $(1)/bin/python $(3) $(2); \
+	else $$pip install $(2); fi
 	@touch $(1)/.installed
 endef
 
@@ -56,10 +58,14 @@ help:
 	@sed -n 's/^#   //p' Makefile
 
 $(STAMP): pyproject.toml
-	$(call make_environment,.venv,.[test],)
+	$(call make_environment,.venv,-e '.[test]',)
 
 $(LOWEST_STAMP): pyproject.toml
-	$(call make_environment,.venv-lowest,.[test],--resolution lowest-direct)
+	$(call make_environment,.venv-lowest,-e '.[test]',--resolution lowest-direct)
+
+# What a bare Slicer has, without it: its MRML (slicer-core), its Python packages, Qt. The worker is .venv's.
+$(SLICER_STAMP): Testing/Slicer/requirements.txt
+	$(call make_environment,.venv-slicer,-r Testing/Slicer/requirements.txt,)
 
 setup: $(STAMP)
 
@@ -73,6 +79,14 @@ lint: $(STAMP)
 
 test: lint
 	.venv/bin/$(PYTEST)
+	$(MAKE) test-slicer
+
+# The panel's tests. Where a system library is missing they are left out, and the reason is printed.
+test-slicer: $(STAMP) $(SLICER_STAMP)
+	@PYTHONPATH=Testing/Slicer .venv-slicer/bin/python -m headless; started=$$?; \
+	if [ $$started -eq 3 ]; then echo "SKIPPED: the tests of the Slicer panel (see above)" >&2; \
+	elif [ $$started -ne 0 ]; then exit $$started; \
+	else SFR_PYTHON="$$PWD/.venv/bin/python" .venv-slicer/bin/python -m pytest Testing/Slicer; fi
 
 test-long: $(STAMP)
 	.venv/bin/python -m pytest -m long --timeout 3600
