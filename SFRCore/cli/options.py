@@ -32,7 +32,9 @@ Preset = Annotated[
 ]
 Foundation = Annotated[
     str | None,
-    typer.Option(help="tiny, vit_b, vit_l, vit_h or a checkpoint file.", show_default="tiny"),
+    typer.Option(
+        help="tiny, tiny16 (coarser, faster), vit_b, vit_l, vit_h or a checkpoint file.", show_default="tiny"
+    ),
 ]
 Tuning = Annotated[
     str | None,
