@@ -24,11 +24,11 @@ def refuse_early(context: StageContext, stages: Sequence[str], *, newest: bool =
         _refuse_unlabeled_study(context)
     if {"finetune", "pseudolabel"} & set(stages):
         context.layout()
-    if "finetune" in stages:
+    if {"finetune", "prompt"} & set(stages):
         foundation_identity(context.settings.foundation)
     elif "pseudolabel" in stages:
         tuned_foundation(context)
-    if "pseudolabel" in stages and not context.study.unlabeled_cases():
+    if {"pseudolabel", "refine"} & set(stages) and not context.study.unlabeled_cases():
         raise _none_left(context)
     if {"retrain", "selective"} & set(stages):
         _refuse_stage(context, stages)
@@ -52,10 +52,11 @@ def _refuse_stage(context: StageContext, stages: Sequence[str]) -> None:
     from .stages.lineage import uses_pseudo_labels
 
     name = context.settings.recipe
-    if "retrain" in stages and "retrain" not in get_recipe(name).stages:
+    of_recipe = get_recipe(name).stages
+    if "retrain" in stages and ("retrain" not in of_recipe or {"refine"} & set(of_recipe) - set(stages)):
         run = command_line("sfr", "run", context.study.root, "--recipe", name)
         raise InputError(
-            f"The recipe {name} does not train its student by the stage retrain.",
+            f"The recipe {name} does not train its student by the stage retrain alone.",
             hint=f"Run the recipe, which skips what is done:  {run}",
         )
     if "selective" in stages and not uses_pseudo_labels(context):

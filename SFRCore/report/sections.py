@@ -33,10 +33,27 @@ STAGES: dict[str, tuple[str, str]] = {
         "Pieces that the student is sure of taught the foundation model further; on the others the student "
         "learnt from the foundation model.",
     ),
+    "prompt": (
+        "Foundation model tuned with prompts",
+        "A model that had learnt to outline what is pointed at (SAM) was shown slices of the labeled cases, "
+        "with boxes and points about their structures.",
+    ),
+    "adapt": (
+        "Adaptation network trained",
+        "A small 3D network learnt to mend flawed segmentations, on labels that were spoilt on purpose.",
+    ),
+    "refine": (
+        "Unlabeled cases refined",
+        "The student's segmentations prompted the foundation model, the adaptation network made one of both, "
+        "and those that agree joined the labels of the next round.",
+    ),
     "predict": ("Cases segmented", "The student segmented the cases: these are the results to use."),
     "evaluate": ("Results compared with references", "Segmentations were scored against labels kept aside."),
 }
-METRICS = {"confident_fraction": "Crops that the student was confident of"}
+METRICS = {
+    "confident_fraction": "Crops that the student was confident of",
+    "reliable_fraction": "Refined cases that were reliable, round by round",
+}
 ENDED = {
     "cancelled": "was cancelled",
     "running": "has not ended yet",
@@ -71,7 +88,7 @@ def what_was_run(study: Study, history: History) -> str:
     items = []
     for stage in history.stages:
         title, words = STAGES.get(stage.stage, (stage.stage.replace("_", " ").capitalize(), ""))
-        if stage.stage == "finetune" and history.runs[-1].settings.get("foundation") == "tiny":
+        if stage.stage == "finetune" and history.runs[-1].settings.get("foundation") in ("tiny", "tiny16"):
             words = STAND_IN
         progress = f'<span class="soft">{_progress(stage)}</span>'
         items.append(f"<li><b>{escape(title)}</b> {progress}<br>{words}</li>")

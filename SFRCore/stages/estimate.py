@@ -19,7 +19,9 @@ from ..foundation.tuning import apply_tuning, merge
 from ..runtime.loop import measure
 from ..students import make_student
 from ..students.sliding_window import window_starts
-from . import finetune, retrain
+from . import adaptation as adaptation_stage
+from . import finetune, prompted, retrain
+from .aslseg_models import adaptation_lineage, prompted_lineage
 from .context import StageContext
 from .finetuner import LARGEST_POOL, POOL_PER_CASE
 from .inference import Probabilities, network_probabilities, stitched_probabilities, student_windows
@@ -31,6 +33,13 @@ from .lineage import (
     shortened,
     student_lineage,
     uses_pseudo_labels,
+)
+from .rounds import (
+    NOTHING,
+    Selection,
+    refinement_identity,
+    round_student,
+    saved_selection,
 )
 from .training_set import labeled_volumes, training_volumes
 
@@ -56,7 +65,10 @@ def estimate(context: StageContext, stages: tuple[str, ...]) -> dict[str, Any]:
     if "pseudolabel" in stages:
         per_stage["pseudolabel"] = _pseudolabel_seconds(context, stale)
     stale = stale or bool(per_stage.get("pseudolabel"))
-    if "retrain" in stages and (stale or not student_lineage(context).is_done()):
+    if "refine" in stages:
+        per_stage |= _rounds_seconds(context)
+        stale = any(per_stage.values())
+    elif "retrain" in stages and (stale or not student_lineage(context).is_done()):
         per_stage["retrain"] = _retrain_seconds(context)
         stale = True
     if "selective" in stages and (stale or not student_lineage(context).is_done()):
@@ -139,6 +151,58 @@ def _selective_seconds(context: StageContext) -> float:
     return _retrain_seconds(context) + update * (shortened(total) if continues else total)
 
 
+def _rounds_seconds(context: StageContext) -> dict[str, float]:
+    """Of ASLseg, as far as it is not done: every round as long as the first, every unlabeled case refined."""
+    options, volumes = recipe_options(context), labeled_volumes(context)
+    prompt_lineage = prompted_lineage(context).made_of(volumes)
+    per_stage: dict[str, float] = {}
+    tuner = prompted.prepare(context, replace(prompt_lineage, existing=None), volumes)
+    asking = _seconds_of(lambda crop: tuner.model.encode(crop), context, (tuner.model.canvas,) * 2)
+    stale = not prompt_lineage.is_done()
+    try:
+        if stale:
+            per_stage["prompt"] = tuner.total * measure(tuner, context.device, context, STEPS)
+    finally:
+        tuner.close()
+    adaptation = adaptation_lineage(context).made_of(volumes)
+    if stale or not adaptation.is_done():
+        stale = True
+        guesses = {f"{case}#0": np.zeros(volume.image.shape, np.uint16) for case, volume in volumes.items()}
+        trainer = adaptation_stage.prepare(context, replace(adaptation, existing=None), volumes, guesses)
+        try:
+            steps = trainer.total * measure(trainer, context.device, context, STEPS)
+        finally:
+            trainer.close()
+        slices = sum(volume.image.shape[2] for volume in volumes.values())
+        per_stage["adapt"] = steps + slices * asking
+    trainings, refinements = _rounds_to_do(context, stale, options["rounds"])
+    if trainings:
+        per_stage["retrain"] = trainings * _retrain_seconds(context)
+    if refinements:
+        cases = refinements * len(context.study.unlabeled_cases())
+        per_case = 2 * _predict_seconds(context, 1) + _median_shape(context)[2] * asking
+        per_stage["refine"] = cases * per_case
+    return per_stage
+
+
+def _rounds_to_do(context: StageContext, stale: bool, rounds: int) -> tuple[int, int]:
+    """Students to train and refinements to make, where other models are ``stale`` or not."""
+    selection: Selection | None = NOTHING
+    trainings = int(not round_student(context, 0, NOTHING).is_done())
+    refinements = 0
+    for number in range(1, rounds + 1):
+        if stale or trainings or selection is None:
+            trainings, refinements = trainings + 1, refinements + 1
+            continue
+        before = round_student(context, number - 1, selection)
+        selection = saved_selection(context, number, refinement_identity(context, before))
+        if selection is None:
+            trainings, refinements = trainings + 1, refinements + 1
+        elif not round_student(context, number, selection).is_done():
+            trainings += 1
+    return trainings, refinements
+
+
 def _pseudolabel_seconds(context: StageContext, stale: bool) -> float:
     cases = context.study.unlabeled_cases()
     model_identity = foundation_lineage(context).model_identity()
@@ -150,11 +214,13 @@ def _pseudolabel_seconds(context: StageContext, stale: bool) -> float:
     return windows * len(waiting) * _seconds_of(_sam(context), context, context.plan.patch)
 
 
-def _predict_seconds(context: StageContext) -> float:
+def _predict_seconds(context: StageContext, cases: int | None = None) -> float:
+    """Of so many cases, or of all that are not labeled."""
     classes = len(context.plan.preprocessing.values) + 1
     network = make_student(context.settings.student, in_channels=1, classes=classes).eval()
     network = network.to(context.device.torch_device)
-    cases = len(context.study.unlabeled_cases()) + len(context.study.test_cases())
+    if cases is None:
+        cases = len(context.study.unlabeled_cases()) + len(context.study.test_cases())
     plan = context.plan
     shape = _median_shape(context)
     window, stride = student_windows(network, shape, plan.patch, plan.reference_stride, context.settings.fast)

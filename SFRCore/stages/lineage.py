@@ -57,7 +57,7 @@ class Lineage:
     @property
     def leaks(self) -> bool:
         """Whether the model in the folder has seen the label of what is a test case now."""
-        return self.existing is not None and not self.tests.isdisjoint(_seen(self.existing))
+        return self.existing is not None and not self.tests.isdisjoint(seen_by(self.existing))
 
     @property
     def parent(self) -> str | None:
@@ -95,7 +95,7 @@ class Lineage:
         """What is written beside the model; ``seen`` are the cases whose labels have shaped its weights."""
         seen = {str(case) for case, _ in self.made_from["labels"]} | self.inherited
         if self.existing is not None and self.parent is not None:
-            seen |= _seen(self.existing)
+            seen |= seen_by(self.existing)
         return {
             "program": f"SFR {__version__}",
             "time": time.time(),
@@ -126,7 +126,7 @@ def student_folder(context: StageContext) -> Path:
 def foundation_lineage(context: StageContext) -> Lineage:
     settings, plan = context.settings, context.plan
     folder = foundation_folder(context)
-    existing = _existing(context, folder / FOUNDATION_INFO)
+    existing = existing_model(context, folder / FOUNDATION_INFO)
     identity = foundation_identity(settings.foundation)
     tuning = settings.tuning or default_tuning(context, identity, existing)
     recipe = {
@@ -152,7 +152,7 @@ def foundation_lineage(context: StageContext) -> Lineage:
         made_from={"labels": labels(context)},
         existing=existing,
         inherited=frozenset(),
-        tests=_tests(context),
+        tests=test_cases(context),
         tuning=tuning,
     )
 
@@ -217,16 +217,16 @@ def student_lineage(context: StageContext) -> Lineage:
     if guided:
         foundation = foundation_lineage(context)
         data["foundation"] = foundation.model_identity()
-        inherited = _seen(foundation.existing or {})
+        inherited = seen_by(foundation.existing or {})
     folder = student_folder(context)
     return Lineage(
         folder=folder,
         recipe=digest(recipe),
         settings=recipe,
         made_from=data,
-        existing=_existing(context, folder / STUDENT_INFO),
+        existing=existing_model(context, folder / STUDENT_INFO),
         inherited=inherited,
-        tests=_tests(context),
+        tests=test_cases(context),
     )
 
 
@@ -306,16 +306,17 @@ def foundation_identity(name: str) -> Any:
     return _sha256(path.resolve(), file_stamp(path))
 
 
-def _tests(context: StageContext) -> frozenset[str]:
+def test_cases(context: StageContext) -> frozenset[str]:
+    """The ids of the study's test cases."""
     return frozenset(case.id for case in context.study.test_cases())
 
 
-def _seen(made_by: Mapping[str, Any]) -> frozenset[str]:
+def seen_by(made_by: Mapping[str, Any]) -> frozenset[str]:
     """The cases whose labels have shaped a model's weights, also by way of earlier models."""
     return frozenset(made_by.get("seen") or made_by.get("labeled") or made_by.get("cases") or ())
 
 
-def _existing(context: StageContext, path: Path) -> dict[str, Any] | None:
+def existing_model(context: StageContext, path: Path) -> dict[str, Any] | None:
     """What made the model that the JSON describes; None, with a warning, where it is damaged."""
     if not path.is_file():
         return None

@@ -37,6 +37,7 @@ from ..ssl.contract import (
 )
 from ..students import Student, make_student, save_student
 from ..students.sliding_window import sliding_window
+from ..study import Study
 from ..volumes import CachedVolume
 from .context import StageContext
 from .data import LABELED, UNLABELED, CropSource, make_batch
@@ -343,15 +344,7 @@ def student_info(context: StageContext, lineage: Lineage, trainer: Retrainer) ->
         "student_options": dict(method.student.options),
         "in_channels": 1,
         "classes": len(plan.preprocessing.values) + 1,
-        "structures": [
-            {
-                "value": item.value,
-                "name": item.name,
-                "color": list(item.color),
-                "terminology": item.terminology,
-            }
-            for item in study.structures
-        ],
+        "structures": structures_of(study),
         "preprocessing": plan.preprocessing.to_dict(),
         "patch": list(plan.patch),
         "stride": list(plan.reference_stride),
@@ -370,3 +363,11 @@ def student_info(context: StageContext, lineage: Lineage, trainer: Retrainer) ->
             "unlabeled": sorted(trainer.unlabeled),
         },
     }
+
+
+def structures_of(study: Study) -> list[dict[str, Any]]:
+    """What a model's JSON says of the structures, in the order of its classes after background."""
+    return [
+        {"value": item.value, "name": item.name, "color": list(item.color), "terminology": item.terminology}
+        for item in study.structures
+    ]

@@ -1,0 +1,163 @@
+"""The rounds of ASLseg: which pseudo-labels were reliable, and the students that learned from them.
+
+Round 0 is the student of the labels alone; each round after it has reliable pseudo-labels among its labels.
+The last round's student lies in ``models/aslseg-METHOD``, those before it in ``round-N`` within. What was
+reliable stands in ``round-N/reliable.json``. Nothing is written to ``labels/``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..planning import digest
+from ..runtime.files import read_json, write_json
+from ..students import load_student
+from ..volumes import CachedVolume
+from .aslseg_models import adaptation_lineage, prompted_lineage
+from .context import StageContext
+from .lineage import (
+    STUDENT_INFO,
+    Lineage,
+    existing_model,
+    is_current,
+    recipe_options,
+    seen_by,
+    shortened,
+    student_folder,
+    student_lineage,
+    unlabeled_for_training,
+)
+from .retrainer import Retrainer, train_student
+from .survey import keep_plan
+from .training_set import training_volumes
+
+STAGE = "retrain"
+RELIABLE = "reliable.json"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The cases whose pseudo-labels of one refinement, that of ``identity``, are reliable."""
+
+    identity: str
+    cases: tuple[str, ...]
+
+
+NOTHING = Selection("", ())
+
+
+def round_folder(context: StageContext, number: int) -> Path:
+    """Where what belongs to one round is kept."""
+    return student_folder(context) / f"round-{number}"
+
+
+def round_student(context: StageContext, number: int, selection: Selection) -> Lineage:
+    """The lineage of the student of one round."""
+    last = number == recipe_options(context)["rounds"]
+    folder = student_folder(context) if last else round_folder(context, number)
+    base = student_lineage(context)
+    made_from = dict(base.made_from)
+    if selection.cases:
+        made_from["reliable"] = [[case, selection.identity] for case in selection.cases]
+    inherited: frozenset[str] = frozenset()
+    if number:
+        inherited = seen_by(adaptation_lineage(context).existing or {})
+    return replace(
+        base,
+        folder=folder,
+        recipe=digest([base.recipe, "round", number]),
+        made_from=made_from,
+        existing=existing_model(context, folder / STUDENT_INFO),
+        inherited=inherited,
+    )
+
+
+def refinement_identity(context: StageContext, student: Lineage) -> str:
+    """Fingerprint of what refined pseudo-labels are made by, and of the rule by which they are reliable."""
+    options = recipe_options(context)
+    return digest(
+        [
+            student.model_identity(),
+            prompted_lineage(context).model_identity(),
+            adaptation_lineage(context).model_identity(),
+            {name: options[name] for name in ("prompts", "agreement", "certainty")},
+            [[case.id, case.review == "rejected"] for case in context.study.unlabeled_cases()],
+        ]
+    )
+
+
+def saved_selection(context: StageContext, number: int, identity: str) -> Selection | None:
+    """What was reliable in one round; None where that is not known, or was made by other models."""
+    path = round_folder(context, number) / RELIABLE
+    if not path.is_file():
+        return None
+    try:
+        content = read_json(path)
+        found = Selection(str(content["identity"]), tuple(map(str, content["cases"])))
+    except (InputError, KeyError, TypeError):
+        return None
+    return found if found.identity == identity else None
+
+
+def save_selection(
+    context: StageContext, number: int, selection: Selection, numbers: Mapping[str, Any]
+) -> None:
+    """Keep what was reliable in one round, with the ``numbers`` of each case."""
+    content = {"identity": selection.identity, "cases": list(selection.cases), "numbers": dict(numbers)}
+    write_json(round_folder(context, number) / RELIABLE, content)
+
+
+def train_round(context: StageContext, number: int, selection: Selection) -> dict[str, Any]:
+    """Train the student of one round by the semi-supervised method, unless that is done.
+
+    A reliable case is learned from as a labeled one, in this round only; it is among the unlabeled ones as
+    well where no other is left.
+    Raises InputError where no labeled case can be used.
+    """
+    context.begin(STAGE)
+    lineage = round_student(context, number, selection)
+    labeled: dict[str, CachedVolume] = {}
+    unlabeled: dict[str, CachedVolume] = {}
+    if not lineage.is_done():
+        labeled, unlabeled = training_volumes(context)
+        added = reliable_volumes(context, selection)
+        labeled = {**added, **labeled}
+        left = {case: volume for case, volume in unlabeled.items() if case not in added}
+        lineage = _made_of(lineage, labeled, unlabeled)
+        unlabeled = left or unlabeled
+    keep_plan(context.study, context.settings)
+    if lineage.is_done():
+        context.emit("skipped", message=f"The student of round {number} is already trained.")
+        return {"skipped": True}
+    total, weights = context.plan.iterations_retrain, None
+    if lineage.parent is not None:
+        weights = load_student(lineage.folder)[0].state_dict()
+        total = shortened(total)
+    trainer = Retrainer(context, labeled, unlabeled, total=total, guided=False, parent_weights=weights)
+    return train_student(context, lineage, trainer)
+
+
+def reliable_volumes(context: StageContext, selection: Selection) -> dict[str, CachedVolume]:
+    """The reliable cases with their pseudo-labels as labels, by id."""
+    study = context.study
+    cases = [
+        case
+        for case in unlabeled_for_training(context)
+        if case.id in selection.cases and is_current(context, case, selection.identity)
+    ]
+    return context.readable(
+        cases, lambda case: study.result_paths(case.id, "pseudo_label")[0], "reading pseudo-labels"
+    )
+
+
+def _made_of(lineage: Lineage, labeled: Collection[str], unlabeled: Collection[str]) -> Lineage:
+    """The same with only those cases that can really be used."""
+    used = lineage.made_of(labeled, unlabeled)
+    made_from = dict(used.made_from)
+    if "reliable" in made_from:
+        made_from["reliable"] = [pair for pair in made_from["reliable"] if pair[0] in labeled]
+    return replace(used, made_from=made_from)
