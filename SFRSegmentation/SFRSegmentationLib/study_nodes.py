@@ -52,7 +52,12 @@ def remove(node: slicer.vtkMRMLNode | None) -> None:
         belongings = [node.GetNthDisplayNode(index) for index in range(node.GetNumberOfDisplayNodes())]
     if node.IsA("vtkMRMLStorableNode"):
         belongings.append(node.GetStorageNode())
-    scene.RemoveNode(node)
+    hierarchy = scene.GetSubjectHierarchyNode()
+    item = hierarchy.GetItemByDataNode(node) if hierarchy is not None else 0
+    if item:
+        hierarchy.RemoveItem(item, False)
+    if node.GetScene() is scene:
+        scene.RemoveNode(node)
     for belonging in belongings:
         if belonging is not None and belonging.GetScene() is scene:
             scene.RemoveNode(belonging)
