@@ -112,8 +112,7 @@ class CauSSL(Method):
         )
 
     def _decoder(self, mode: str) -> Student:
-        size = self.context.patch
-        return keep_decoder(interpolate(self.context.make_student(), mode), size)
+        return keep_decoder(interpolate(self.context.make_student(), mode), self.context.patch)
 
     def _logits(self, images: Tensor) -> list[Tensor]:
         networks = [self.student, *self.others]
