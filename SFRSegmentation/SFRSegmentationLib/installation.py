@@ -57,7 +57,7 @@ class Installation:
 
 def examine(folder: Path, requirements: list[Requirement]) -> Installation:
     """How the private folder stands, from what its packages say of themselves; a few milliseconds each."""
-    if is_held(_lock_file(folder)):
+    if _is_being_changed(folder):
         return Installation(folder, "installing")
     if not folder.is_dir() or not any(folder.iterdir()):
         return Installation(folder, "missing", tuple(find_gaps(folder, requirements)))
@@ -77,7 +77,7 @@ def examine(folder: Path, requirements: list[Requirement]) -> Installation:
 def fingerprint(folder: Path) -> tuple[int, int, bool]:
     """Changes whenever ``examine`` may say something else; quick enough to be asked at every turn."""
     times = [path.stat().st_mtime_ns if path.exists() else 0 for path in (folder, folder / RECORD)]
-    return times[0], times[1], is_held(_lock_file(folder))
+    return times[0], times[1], _is_being_changed(folder)
 
 
 def space_needed(build: TorchBuild, wheels: Path | None) -> int:
@@ -155,6 +155,11 @@ def remove(folder: Path) -> int:
     return size
 
 
+def anything_to_remove(folder: Path) -> bool:
+    """Whether ``remove`` would find something, here or of another version of Python."""
+    return folder.exists() or bool(other_installations(folder))
+
+
 def other_installations(folder: Path) -> list[Path]:
     """Private folders of other versions of Python, left by an earlier Slicer."""
     if not folder.parent.is_dir():
@@ -182,6 +187,13 @@ def _own(folder: Path) -> Iterator[None]:
     with FileLock(_lock_file(folder), timeout=1.0, purpose="installation of SFR's packages"):
         sweep_temporary(folder.parent)
         yield
+
+
+def _is_being_changed(folder: Path) -> bool:
+    try:
+        return is_held(_lock_file(folder))
+    except InputError:  # a drive without locks: that is said when something is to be installed
+        return False
 
 
 def _lock_file(folder: Path) -> Path:

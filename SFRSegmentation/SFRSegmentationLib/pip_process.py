@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from SFRCore.errors import DiskFull, InputError, SFRError
 from SFRCore.runtime.processes import kill_tree
@@ -79,7 +80,7 @@ def run_pip(python: str, arguments: Sequence[str], env: dict[str, str], say: Say
     Raises DiskFull or PipError where pip fails.
     """
     # Its own session, so that everything it starts can be ended with it.
-    detached = {"start_new_session": True} if sys.platform != "win32" else _hidden()
+    detached: dict[str, Any] = {"start_new_session": True} if sys.platform != "win32" else _hidden()
     process = subprocess.Popen(
         [python, "-m", "pip", *arguments], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, **detached,
@@ -164,5 +165,7 @@ def explain(lines: Sequence[str], code: int) -> SFRError:
     return PipError(f"The installation failed (exit code {code}): {reason}.", hint="The log has the details.")
 
 
-def _hidden() -> dict[str, int]:
-    return {"creationflags": subprocess.CREATE_NO_WINDOW} if sys.platform == "win32" else {}
+def _hidden() -> dict[str, Any]:
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NO_WINDOW}
+    return {}

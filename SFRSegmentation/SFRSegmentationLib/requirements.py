@@ -37,7 +37,7 @@ def load_requirements(path: Path = REQUIREMENTS_FILE) -> list[Requirement]:
 
 def installed_versions(folder: Path) -> dict[str, str]:
     """Name and version of every package in ``folder``, by normalised name."""
-    found = {}
+    found: dict[str, str] = {}
     for distribution in importlib.metadata.distributions(path=[str(folder)]):
         name, version = distribution.metadata["Name"], distribution.metadata["Version"]
         if name and version:

@@ -56,5 +56,5 @@ def _get(name: str) -> list[Any]:
     panel = slicer.util.getModuleWidget(MODULE).panel
     step = panel.steps["setUp"]
     panel.open("setUp")
-    step.attempt(lambda: step.getSample(name))
+    step.attempt(lambda: step.downloads.getSample(name))
     return []

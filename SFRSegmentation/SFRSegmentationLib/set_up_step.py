@@ -5,37 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import qt
 import slicer
 from slicer.i18n import tr as _
 
 from SFRCore.errors import InputError, SFRError
-from SFRCore.foundation import download
 
 from . import installation
 from .chore_follower import ChoreFollower
 from .chore_view import ChoreView
 from .chores import Chore
-from .places import packages_folder, samples_folder
+from .downloads import Downloads
+from .places import packages_folder
 from .requirements import load_requirements
-from .sample_cohorts import COHORTS
 from .session import CHORE
 from .set_up_words import (
-    checkpoint_words,
     device_words,
     folder_words,
     gigabytes,
     installation_words,
-    sample_title,
-    sample_words,
     state_words,
 )
 from .step import DONE, READY, RUNNING, Step
 from .worker import start_command
 from .worker_python import WorkerPython, find_worker_python
-
-FOUNDATION_FILE = "SFR/foundationFile"
-"""User's setting: a checkpoint file that is none of the known ones, offered when a run is set up."""
 
 
 class SetUpStep(Step):
@@ -52,23 +44,15 @@ class SetUpStep(Step):
         self.doctor: dict[str, Any] | None = None
         self._asking: ChoreFollower | None = None
         self._examined: tuple[Any, installation.Installation] | None = None
-        for name, known in download.CHECKPOINTS.items():
-            self.ui.checkpointCombo.addItem(f"{name} ({gigabytes(known.size)})", name)
-        for name in COHORTS:
-            self.ui.sampleCombo.addItem(sample_title(name), name)
         for control, act in (
             ("installButton", self.onInstall),
             ("installFolderButton", self.onInstallFromFolder),
             ("removeButton", self.onRemove),
-            ("downloadButton", self.onDownload),
-            ("chooseFileButton", self.onChooseFile),
             ("checkButton", self.askDoctor),
-            ("sampleButton", self.onSample),
         ):
             getattr(self.ui, control).connect("clicked()", lambda act=act: self.attempt(act))
-        for combo in (self.ui.checkpointCombo, self.ui.sampleCombo):
-            combo.connect("currentIndexChanged(int)", lambda index: self.refresh())
         self.chores = ChoreView(self.ui, self._choreChanged, self._failed, self.attempt)
+        self.downloads = Downloads(self)
 
     def enter(self) -> None:
         """Ask the worker once for its device, in the background, where everything is there to ask it."""
@@ -95,7 +79,8 @@ class SetUpStep(Step):
         busy = _("Something is being done: wait for its end, or cancel it.") if self.chores.busy else ""
         self.ui.packagesLabel.text = state_words(worker, found, self.doctor)
         self._allowPackages(worker, found, busy)
-        self._allowOthers(busy)
+        self.downloads.refresh(busy)
+        self.allow(self.ui.checkButton, _("The worker is being asked.") if self._asking is not None else "")
         self.ui.deviceLabel.text = device_words(self.doctor, asking=self._asking is not None)
         self._showState(worker, found)
 
@@ -117,17 +102,8 @@ class SetUpStep(Step):
         )
         ready = found is not None and found.state == "ready"
         self.primaryReason = reason or (_("Everything is installed.") if ready else "")
-        nothing = found is None or (found.state == "missing" and not found.folder.exists())
+        nothing = found is None or not installation.anything_to_remove(found.folder)
         self.allow(self.ui.removeButton, busy or (_("There is nothing to remove.") if nothing else ""))
-
-    def _allowOthers(self, busy: str) -> None:
-        there = download.is_downloaded(self._checkpoint())
-        self.ui.checkpointLabel.text = checkpoint_words(self._checkpoint(), self._foundationFile())
-        self.allow(self.ui.downloadButton, busy or (_("It is on this computer already.") if there else ""))
-        self.allow(self.ui.chooseFileButton, busy)
-        self.ui.sampleLabel.text = sample_words(self._sample())
-        self.allow(self.ui.sampleButton, busy)
-        self.allow(self.ui.checkButton, _("The worker is being asked.") if self._asking is not None else "")
 
     def _showState(self, worker: WorkerPython | None, found: installation.Installation | None) -> None:
         if self.chores.busy or (found is not None and found.state == "installing"):
@@ -136,7 +112,7 @@ class SetUpStep(Step):
             self.setState(READY, _("Slicer's Python is missing"))
         elif self._lacking(found):
             self.setState(READY, _("packages are missing"))
-        elif not self._foundationFile() and not any(map(download.is_downloaded, download.CHECKPOINTS)):
+        elif not self.downloads.anyModel():
             self.setState(DONE, _("done, no model downloaded yet"))
         else:
             self.setState(DONE)
@@ -184,63 +160,6 @@ class SetUpStep(Step):
     def _told(self, chore: Chore) -> None:
         self.chores.say(_("{size} were freed.").format(size=gigabytes(chore.result)))
 
-    def onDownload(self) -> None:
-        """Ask, and download the chosen checkpoint."""
-        name = self._checkpoint()
-        if self.questions.confirm(
-            _("Download {name} ({size}) from {server} to {folder}?").format(
-                name=name,
-                size=gigabytes(download.CHECKPOINTS[name].size),
-                server=download.SERVER,
-                folder=download.checkpoint_folder(),
-            ),
-            _("Download a model"),
-        ):
-            self.chores.begin(
-                "checkpoint", _("Downloading {name}").format(name=name), lambda chore: None, name=name
-            )
-
-    def onChooseFile(self) -> None:
-        """Use a file of the user's: a known checkpoint is copied to where it belongs, another remembered."""
-        file = self.questions.openFile(_("Model checkpoint"), "", "Models (*.pth *.pt *.safetensors)")
-        if file is None:
-            return
-        if not file.is_file():
-            raise InputError(f"{file} is not a file.", hint="Choose a file of a Segment Anything model.")
-        self.chores.begin(
-            "adopt", _("Looking at the file"), lambda chore: self._adopted(chore, file), file=str(file)
-        )
-
-    def _adopted(self, chore: Chore, file: Path) -> None:
-        if chore.result is None:
-            qt.QSettings().setValue(FOUNDATION_FILE, str(file))
-            words = _("{file} is none of the known checkpoints: it is offered as a file when you train.")
-        else:
-            self.ui.checkpointCombo.currentIndex = self.ui.checkpointCombo.findData(chore.result)
-            words = _("{file} is {name}, whole, and was copied to the others.")
-        self.chores.say(words.format(file=file.name, name=chore.result))
-
-    def onSample(self) -> None:
-        """Get the chosen sample cohort, after a question where it is downloaded."""
-        self.getSample(self._sample())
-
-    def getSample(self, name: str) -> None:
-        """Fetch or make the sample cohort ``name`` and open its study; asks first where it is downloaded."""
-        self.ui.sampleCombo.currentIndex = self.ui.sampleCombo.findData(name)
-        cohort, folder = COHORTS[name], samples_folder()
-        there = (folder / name / "study" / "study.json").is_file()
-        words = _("{description}\n\nIt is kept in {folder}.").format(
-            description=sample_words(name), folder=folder / name
-        )
-        if there or cohort.archive is None or self.questions.confirm(words, _("Sample data")):
-            self.chores.begin(
-                "sample", _("Getting sample data"), self._openSample, name=name, folder=str(folder)
-            )
-
-    def _openSample(self, chore: Chore) -> None:
-        self.logic.openStudy(chore.result)
-        self.panel.open("cases")
-
     def askDoctor(self) -> None:
         """Ask the worker for its packages, device and free memory, in the background."""
         if self._asking is None:
@@ -274,12 +193,3 @@ class SetUpStep(Step):
         if self._examined is None or self._examined[0] != seen:
             self._examined = (seen, installation.examine(folder, load_requirements()))
         return self._examined[1]
-
-    def _checkpoint(self) -> str:
-        return str(self.ui.checkpointCombo.currentData)
-
-    def _sample(self) -> str:
-        return str(self.ui.sampleCombo.currentData)
-
-    def _foundationFile(self) -> str:
-        return str(slicer.util.settingsValue(FOUNDATION_FILE, "") or "")

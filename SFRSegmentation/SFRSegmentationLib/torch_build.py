@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 PYTORCH_INDEX = "https://download.pytorch.org/whl"
 _SMI_ON_WINDOWS = Path(r"C:\Windows\System32\nvidia-smi.exe")
@@ -52,7 +53,9 @@ def find_gpu() -> Gpu | None:
 
 
 def _ask(program: str, *arguments: str) -> str:
-    hidden = {"creationflags": subprocess.CREATE_NO_WINDOW} if sys.platform == "win32" else {}
+    hidden: dict[str, Any] = {}
+    if sys.platform == "win32":
+        hidden = {"creationflags": subprocess.CREATE_NO_WINDOW}
     try:
         done = subprocess.run(
             [program, *arguments],
@@ -79,8 +82,8 @@ def choose_build(gpu: Gpu | None, platform: str = sys.platform) -> TorchBuild:
         return TorchBuild("Apple", (), 400_000_000, 1_500_000_000)
     names = tuple(name for least, name in _CUDA_INDEXES if gpu is not None and gpu.cuda >= least)
     if not names:
-        indexes = () if platform == "win32" else (f"{PYTORCH_INDEX}/cpu",)
-        return TorchBuild("CPU", indexes, 600_000_000, 2_000_000_000)
+        at_cpu = () if platform == "win32" else (f"{PYTORCH_INDEX}/cpu",)
+        return TorchBuild("CPU", at_cpu, 600_000_000, 2_000_000_000)
     indexes = tuple(f"{PYTORCH_INDEX}/{name}" for name in names)
     if platform == "win32":
         return TorchBuild("CUDA", indexes, 3_500_000_000, 7_000_000_000)

@@ -11,7 +11,8 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path.insert(0, str(HERE))
+# Slicer puts the folder of each module on the path.
+sys.path[:0] = [str(HERE), str(ROOT / "SFRSegmentation")]
 
 import headless  # noqa: E402
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import slicer
 from SFRSegmentationLib import chore_process, set_up_words
+from SFRSegmentationLib.downloads import FOUNDATION_FILE
 from SFRSegmentationLib.places import packages_folder
 from SFRSegmentationLib.requirements import load_requirements
-from SFRSegmentationLib.set_up_step import FOUNDATION_FILE
 from SFRSegmentationLib.step import DONE, READY, RUNNING
 from test_installation import own_pip, script, wheel  # noqa: F401
 
