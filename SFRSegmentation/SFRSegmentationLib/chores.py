@@ -175,14 +175,6 @@ def start_chore(name: str, /, **arguments: Any) -> Chore:
     return Chore(name, [python, *words], env, json_lines=True)
 
 
-def start_doctor(worker: WorkerPython, changes: Mapping[str, str | None]) -> Chore:
-    """``python -m SFRCore doctor --json`` by the worker's Python, in the environment made by ``changes``."""
-    env = applied(changes)
-    inherited = env.get("PYTHONPATH")
-    env["PYTHONPATH"] = os.pathsep.join([*([inherited] if inherited else []), str(_CORE_FOLDER)])
-    return Chore("doctor", [worker.program, "-m", "SFRCore", "doctor", "--json"], env, json_lines=False)
-
-
 def _forget_old(home: Path) -> None:
     """Remove what chores left whose Slicer was closed before they ended."""
     oldest = time.time() - _DAYS_KEPT * 24 * 3600

@@ -73,8 +73,10 @@ def installation_words(survey: dict[str, Any], folder: Path) -> str:
         "",
         _("Nothing of Slicer's is changed. The Remove button takes everything away again."),
     ]
+    if survey["gpu"] and survey["build"] == "CPU":
+        lines.insert(3, _("The driver of this GPU is too old for PyTorch: update it first to use the GPU."))
     if survey["free"] < needed:
-        lines.insert(6, _("That is too little: {needed} are needed.").format(needed=gigabytes(needed)))
+        lines.append(_("That is too little: {needed} are needed.").format(needed=gigabytes(needed)))
     return "\n".join(lines)
 
 

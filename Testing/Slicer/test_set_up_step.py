@@ -201,6 +201,10 @@ def test_too_little_room_is_said_in_the_question():
     assert "That is too little: 2.6 GB are needed." in text and "none found" in text
     survey["free"] = 9e9
     assert "too little" not in set_up_words.installation_words(survey, Path("/here"))
+    survey["gpu"] = "GeForce"
+    assert "driver of this GPU is too old" in set_up_words.installation_words(survey, Path("/here"))
+    survey["build"] = "CUDA"
+    assert "too old" not in set_up_words.installation_words(survey, Path("/here"))
 
 
 def test_the_invented_cohort_opens_as_a_study(step, answer, waitFor):
