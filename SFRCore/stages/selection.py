@@ -63,7 +63,8 @@ class SelectiveTrainer(Retrainer):
     """One training of student and foundation together; see :class:`SFRCore.runtime.loop.Trainer`.
 
     ``tuner`` holds the fine-tuned foundation and a fresh optimiser. Only its model, layout, augmentation and
-    loss are used: it learns from the crops of the student's batches.
+    loss are used: it learns from the crops of the student's batches. A method that has the pseudo-labels in
+    a loss of its own sees those of confident crops as well.
     """
 
     def __init__(
@@ -168,14 +169,15 @@ class SelectiveTrainer(Retrainer):
 
     def _calm(self, network: Any, images: Tensor) -> Tensor:
         """Probabilities without dropout; batch statistics are those of the crops where none are averaged."""
-        averaged = network is self.method.student
-        network.train(not averaged)
+        modes = [(part, part.training) for part in network.modules()]
+        network.train(network is not self.method.student)
         for part in network.modules():
             if isinstance(part, nn.modules.dropout._DropoutNd):
-                part.eval()
+                part.training = False
         with self.context.device.autocast():
             logits = network(images)
-        network.train()
+        for part, training in modes:
+            part.training = training
         probabilities: Tensor = logits.float().softmax(1)
         return probabilities
 
