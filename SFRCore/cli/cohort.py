@@ -49,7 +49,7 @@ class Cohort:
         message = error.message if isinstance(error, SFRError) else f"{path} cannot be used: {error}"
         if str(path) not in self.problems:
             self.problems[str(path)] = message
-            self.display.warn(f"{message} It is left out.")
+            self.display.warn(f"{message} It is left out.", hint=getattr(error, "hint", ""))
 
     def assign(self, *, labeled: str | None, num_labeled: int | None, test: str | None) -> None:
         """Choose the roles; raises InputError for a choice that contradicts itself or asks for too many."""
@@ -245,7 +245,7 @@ def add_paths(
         first.append(explained)
         problems[str(path)] = explained.message
         if len(paths) > 1 or path != paths[0]:
-            display.warn(f"{explained.message} It is left out.")
+            display.warn(f"{explained.message} It is left out.", hint=explained.hint)
 
     added: list[Case] = []
     one: dict[str, Any] = {"role": role, "id": id, "resample": resample}

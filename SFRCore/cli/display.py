@@ -64,7 +64,7 @@ class Display:
         if kind == "progress":
             self._progress(stage, event)
         elif kind == "warning":
-            self.warn(str(event.get("message", "")))
+            self.warn(str(event.get("message", "")), hint=str(event.get("hint") or ""))
         elif kind == "estimate":
             self.say(describe_estimate(event))
         elif kind == "plan":
@@ -78,11 +78,14 @@ class Display:
         """One message above the bars."""
         console.print(message, style=style or None, markup=False, soft_wrap=True)
 
-    def warn(self, message: str) -> None:
-        """One warning, once."""
+    def warn(self, message: str, *, hint: str = "") -> None:
+        """One warning, once, and after it what to do, once as well however many warnings have it."""
         if message not in self._said:
             self._said.add(message)
             self.say(f"Warning: {message}", "yellow")
+            if hint and hint not in self._said:
+                self._said.add(hint)
+                self.say(f"  {hint}")
 
     def _progress(self, stage: str, event: Mapping[str, Any]) -> None:
         step, total = int(event.get("step") or 0), int(event.get("total") or 0)

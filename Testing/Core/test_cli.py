@@ -272,6 +272,7 @@ def test_bad_cases_are_warned_of_once_and_left_out(flawed: tuple[Path, Path], tm
     text = flat(result.stderr)
     for name in ("case_01.nrrd", "case_02.nrrd", "case_06.nrrd"):
         assert text.count(name) >= 1
+    assert text.count("Add these structures to the study") == 1
     assert "9" in text and "3 files left out" in flat(result.stdout)
 
 
