@@ -1,23 +1,289 @@
-"""Step 2: the study folder and its table of cases."""
+"""Step 2: the study folder and its table of cases; adding cases, giving them roles and labels."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import qt
+import slicer
 from slicer.i18n import tr as _
 
+from SFRCore.study import ROLES
 from SFRCore.study.folder import STUDY_FILE
+from SFRCore.volumes import list_series
 
-from .step import Step
+from .case_table import ROLE, CaseTable, role_words
+from .chore_follower import ChoreFollower
+from .chores import Chore, start_chore
+from .session import CASES, PROGRESS, RESULTS, STUDY
+from .step import DONE, EMPTY, READY, Step
+from .study_questions import agrees_to_files, ask_for_structures
+
+LAST_FOLDER = "SFR/lastFolder"
 
 
 class CasesStep(Step):
-    """The cases of the study."""
+    """The cases of the study. ``table`` is the CaseTable; ``menu`` the context menu, made anew each time."""
 
     uiFile = "Cases.ui"
     title = _("Cases")
+    primaryButton = "newStudyButton"
+
+    def setup(self) -> None:
+        self.table = CaseTable(self.ui.casesTable)
+        self._adding: ChoreFollower | None = None
+        self._stale = True
+        self.menu: Any = None
+        for name, act in (
+            ("newStudyButton", self.onNewStudy), ("openStudyButton", self.onOpenStudy),
+            ("addVolumeButton", self.onAddVolume), ("setLabelButton", self.onSetLabel),
+            ("addFolderButton", self.onAddFolder), ("addDicomButton", self.onAddDicom),
+            ("stopAddingButton", self.onStopAdding),
+        ):  # fmt: skip
+            getattr(self.ui, name).connect("clicked()", lambda act=act: self.attempt(act))
+        for role in ROLES:
+            button = getattr(self.ui, f"{role}Button")
+            button.connect("clicked()", lambda role=role: self.setRole(role))
+        self.ui.filterEdit.connect("textChanged(QString)", self.table.filter)
+        self.ui.casesTable.setContextMenuPolicy(qt.Qt.CustomContextMenu)
+        self.ui.casesTable.connect("customContextMenuRequested(QPoint)", self.onContextMenu)
+        self.ui.casesTable.connect("clicked(QModelIndex)", self.onClicked)
+        self._selection = self.ui.casesTable.selectionModel()
+        self._selection.connect(
+            "selectionChanged(QItemSelection,QItemSelection)", lambda *_selection: self._allow()
+        )
+        for selector in (self.ui.volumeSelector, self.ui.segmentationSelector):
+            selector.connect("currentNodeChanged(vtkMRMLNode*)", lambda node: self._allow(headers=True))
+        self.ui.addingBar.visible = False
+
+    def opened(self) -> None:
+        self.refresh()
+
+    def changed(self, what: str) -> None:
+        if what in (STUDY, CASES):
+            self._stale = True
+        if what == RESULTS:
+            if not self._stale and self.session.study is not None:
+                self.table.showCases(self.session.study, self.session.fresh)
+        elif what != PROGRESS:
+            self.refresh()
+
+    def refresh(self) -> None:
+        """The table is filled only while it can be seen."""
+        study = self.session.study
+        if self._stale and not self.section.collapsed:
+            self.table.show(study)
+            self._stale = False
+        cases = [] if study is None else list(study.cases.values())
+        counts = {role: sum(case.role == role for case in cases) for role in ROLES}
+        self.ui.studyLabel.text = _("No study is open.") if study is None else str(study.root)
+        self.ui.emptyLabel.text = self._nextWords(counts)
+        self.ui.emptyLabel.visible = bool(self.ui.emptyLabel.text)
+        self.primaryButton = "newStudyButton" if study is None else "addVolumeButton"
+        self._allow()
+        if study is None:
+            self.setState(EMPTY, _("no study open"))
+        elif not cases:
+            self.setState(READY, _("no cases yet"))
+        else:
+            words = _("{count} cases, {labeled} labeled").format(count=len(cases), labeled=counts["labeled"])
+            self.setState(DONE if counts["labeled"] else READY, words)
+
+    def _nextWords(self, counts: dict[str, int]) -> str:
+        if self.session.study is None:
+            return _("Make a new study for your cohort, or open one.")
+        if not sum(counts.values()):
+            return _("Add the volumes of the cohort: a folder, a DICOM series, or a volume that is loaded.")
+        if not counts["labeled"]:
+            return _("Label at least one case: draw it, choose the segmentation below, and use it as label.")
+        if not counts["unlabeled"] and not counts["test"]:
+            return _("Add the cases that are to be segmented, as unlabeled.")
+        return ""
+
+    def _allow(self, headers: bool = False) -> None:
+        study, selected = self.session.study, self.table.selected()
+        none = _("Create or open a study first.") if study is None else ""
+        if study is not None and study.readonly:
+            none = _("This study is read-only: copy it to a folder where you can write.")
+        adding = _("Cases are being added; wait for the end, or stop it.") if self._adding is not None else ""
+        for role in ROLES:
+            reason = none or ("" if selected else _("Select cases in the table first."))
+            self.allow(getattr(self.ui, f"{role}Button"), reason)
+        for button in (self.ui.addFolderButton, self.ui.addDicomButton):
+            self.allow(button, none or adding)
+        self.allow(self.ui.stopAddingButton, "" if adding else _("Nothing is being added."))
+        self.allow(self.ui.openStudyButton, adding)
+        self.allow(self.ui.newStudyButton, adding)
+        segmentation = self.ui.segmentationSelector.currentNode()
+        waits = none or ("" if segmentation is not None else _("Choose a segmentation first."))
+        if not waits and len(selected) != 1:
+            waits = _("Select one case in the table first.")
+        self.allow(self.ui.setLabelButton, waits)
+        chosen = self.ui.volumeSelector.currentNode() is not None
+        self.primaryReason = none or ("" if chosen else _("Choose a loaded volume first."))
+        if study is None:
+            self.allow(self.ui.addVolumeButton, none)
+            self.primaryReason = adding
+        if headers:
+            self.panel.showHeaders()
 
     def reopen(self, folder: str) -> None:
-        """Open the study that a scene names, where it is on this computer."""
+        """Open the study that a scene names, where it is on this computer and names no file unasked."""
         if Path(folder, STUDY_FILE).is_file():
-            self.attempt(lambda: self.logic.openStudy(folder))
+            self.attempt(lambda: self._open(folder), wait=True)
+
+    def onNewStudy(self) -> None:
+        """Ask for a folder and for what is to be segmented, and make the study."""
+        folder = self.questions.folder(_("An empty folder for the new study"), self._lastFolder())
+        if folder is None:
+            return
+        structures = ask_for_structures(self.questions, self.ui.segmentationSelector.currentNode())
+        if structures is not None:
+            self.logic.createStudy(folder, structures)
+            self._remember(folder)
+
+    def onOpenStudy(self) -> None:
+        """Ask for a study folder and open it."""
+        folder = self.questions.folder(_("A study folder (with study.json in it)"), self._lastFolder())
+        if folder is not None:
+            self._open(folder)
+            self._remember(folder)
+
+    def _open(self, folder: Path | str) -> None:
+        if agrees_to_files(self.questions, folder):
+            self.logic.openStudy(folder)
+
+    def onAddVolume(self) -> None:
+        """Add the loaded volume that is chosen, with its segmentation."""
+        segmentation = self.ui.segmentationSelector.currentNode()
+        case = self.logic.addVolume(self.ui.volumeSelector.currentNode(), segmentation)
+        self.table.select([case.id])
+        self._say(_("Added {case} as {role}.").format(case=case.id, role=role_words()[case.role]))
+
+    def onSetLabel(self) -> None:
+        """Make the chosen segmentation the label of the selected case."""
+        (id,) = self.table.selected()
+        self.logic.setLabel(id, self.ui.segmentationSelector.currentNode())
+        self._say(_("{case} has a new label.").format(case=id))
+
+    def onAddFolder(self) -> None:
+        """Ask for a folder, and for that of the labels, and add its images in a process of their own."""
+        folder = self.questions.folder(_("A folder of images"), self._lastFolder())
+        if folder is None:
+            return
+        options = [_("Beside the images, or there are none"), _("In another folder")]
+        where = self.questions.choose(_("Labels"), _("Where are the labels?"), options)
+        labels = self.questions.folder(_("The folder of the labels"), str(folder)) if where == 1 else None
+        if where is None or (where == 1 and labels is None):
+            return
+        self._remember(folder)
+        self._begin("add_folder", folder=str(folder), labels=None if labels is None else str(labels))
+
+    def onAddDicom(self) -> None:
+        """Ask for a folder of DICOM slices, and which series where there are several."""
+        folder = self.questions.folder(_("A folder of DICOM slices"), self._lastFolder())
+        if folder is None:
+            return
+        with slicer.util.WaitCursor():
+            found = list_series(folder)
+        number: int | None = 0
+        if len(found) > 1:
+            options = [series.description for series in found]
+            number = self.questions.choose(_("DICOM series"), _("Which series?"), options)
+        if number is not None:
+            self._remember(folder)
+            self._begin("add_dicom", folder=str(folder), series=found[number].uid)
+
+    def onStopAdding(self) -> None:
+        """Stop adding; the second time at once."""
+        if self._adding is not None:
+            self._adding.cancel()
+
+    def _begin(self, chore: str, **arguments: Any) -> None:
+        study = self.logic.study
+        self._adding = ChoreFollower(
+            start_chore(chore, study=str(study.root), **arguments), self._added, lambda chore: self._reload()
+        )
+        self.ui.addingBar.visible = True
+        self._say(_("Images are being read and checked."))
+        self.refresh()
+
+    def _added(self, chore: Chore) -> None:
+        self._adding = None
+        self.ui.addingBar.visible = False
+        self._reload()
+        if chore.error is not None:
+            self._say("")
+            self.panel.showError(chore.error.message, chore.error.hint)
+        else:
+            count, problems = len(chore.result["added"]), chore.result["problems"]
+            words = _("{count} cases were added.").format(count=count)
+            self._say("\n".join([words, *problems]))
+        self.refresh()
+        self.panel.showHeaders()
+
+    def _reload(self) -> None:
+        if self.session.study is not None:
+            self.attempt(self.logic.reloadStudy)
+
+    def setRole(self, role: str) -> None:
+        """Give the selected cases a role."""
+        ids = self.table.selected()
+        self.attempt(lambda: self.logic.setRole(ids, role))
+        self.table.select(ids)
+
+    def onClicked(self, index: Any) -> None:
+        """A click on a role offers the others."""
+        if index.column() == ROLE:
+            self._showMenu(qt.QCursor.pos(), roles_only=True)
+
+    def onContextMenu(self, point: Any) -> None:
+        """What can be done with the selected cases."""
+        id = self.table.idAt(self.ui.casesTable.indexAt(point))
+        if id is not None and id not in self.table.selected():
+            self.table.select([id])
+        self._showMenu(self.ui.casesTable.viewport().mapToGlobal(point), roles_only=False)
+
+    def _showMenu(self, place: Any, roles_only: bool) -> None:
+        selected = self.table.selected()
+        if not selected or not self.ui.labeledButton.enabled:
+            return
+        self.menu = qt.QMenu(self.ui.casesTable)
+        for role, words in role_words().items():
+            self._offer(_("Make {role}").format(role=words), lambda role=role: self.setRole(role))
+        if not roles_only and len(selected) == 1:
+            self.menu.addSeparator()
+            self._offer(
+                _("Show in Slicer"), lambda: self.attempt(lambda: self._showCase(selected[0]), wait=True)
+            )
+            if self.ui.setLabelButton.enabled:
+                self._offer(_("Use the chosen segmentation as label"), self.ui.setLabelButton.click)
+                self._offer(
+                    _("Keep the chosen segmentation for scoring"), lambda: self._setReference(selected[0])
+                )
+        self.menu.popup(place)
+
+    def _offer(self, text: str, act: Any) -> None:
+        self.menu.addAction(text).connect("triggered()", act)
+
+    def _setReference(self, id: str) -> None:
+        node = self.ui.segmentationSelector.currentNode()
+        self.attempt(lambda: self.logic.setReference(id, node), wait=True)
+
+    def _showCase(self, id: str) -> None:
+        slicer.util.setSliceViewerLayers(background=self.logic.loadImage(id), fit=True)
+
+    def _say(self, text: str) -> None:
+        self.ui.addingLabel.text = text
+        self.ui.addingLabel.visible = bool(text)
+
+    def _lastFolder(self) -> str:
+        return str(slicer.util.settingsValue(LAST_FOLDER, ""))
+
+    def _remember(self, folder: Path) -> None:
+        qt.QSettings().setValue(LAST_FOLDER, str(Path(folder).parent))
+
+    def cleanup(self) -> None:
+        if self._adding is not None:
+            self._adding.stop()

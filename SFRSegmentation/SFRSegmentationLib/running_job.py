@@ -32,6 +32,7 @@ BLOCK = 128 * 1024
 """Bytes of events that one look reads; parsing them takes some 5 ms."""
 SECONDS_TO_STOP = 10.0
 """How long a job may take to stop by itself before its processes are ended."""
+RESULTS_SECONDS = 2.0
 ALIVE = ("queued", "running")
 
 
@@ -55,6 +56,7 @@ class RunningJob:
         self._killing: threading.Thread | None = None
         self._failure = ""
         self._ended = False
+        self._resultsTold, self._resultsSeen = 0.0, 0
         self._timer = qt.QTimer()
         self._timer.setInterval(POLL_MS)
         self._timer.connect("timeout()", self._tick)
@@ -79,6 +81,15 @@ class RunningJob:
     def logFile(self) -> Path:
         """What the worker logged and printed."""
         return self.job.log_file
+
+    def newResults(self) -> list[str]:
+        """The cases that it has finished since the last call, at most every two seconds; else none."""
+        told, self._resultsTold = self._resultsTold, time.monotonic()
+        if self._resultsTold - told < RESULTS_SECONDS:
+            self._resultsTold = told
+            return []
+        fresh, self._resultsSeen = self.progress.cases[self._resultsSeen :], len(self.progress.cases)
+        return list(dict.fromkeys(fresh))
 
     def cancel(self) -> None:
         """Ask it to stop at its next step; asked again, or ten seconds later, its processes are ended."""

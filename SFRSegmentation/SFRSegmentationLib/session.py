@@ -15,15 +15,17 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("SFR")
 
-STUDY, CASES, JOB, PROGRESS, CHORE = "study", "cases", "job", "progress", "chore"
-"""What can change: another study is open (or none); cases, labels, roles or results of it; a job began or
-ended; the followed job said something; an installation or download said something."""
+STUDY, CASES, RESULTS, JOB, PROGRESS, CHORE = "study", "cases", "results", "job", "progress", "chore"
+"""What can change: another study is open (or none); cases, labels or roles of it; results of the cases in
+``Session.fresh``, at most every two seconds while a job runs; a job began or ended; the followed job said
+something; an installation or download began or ended."""
 
 Listener = Callable[[str], None]
 
 
 class Session:
-    """``study`` is the open one or None, ``job`` the job that runs in it or ran last while this looked on.
+    """``study`` is the open one or None, ``job`` the job that runs in it or ran last while this looked on,
+    ``fresh`` the cases that the last RESULTS is about.
 
     Listeners are plain functions that are called with what changed, one of the words above. One that fails is
     reported to the log and does not keep the others from being called.
@@ -32,6 +34,7 @@ class Session:
     def __init__(self) -> None:
         self.study: Study | None = None
         self.job: RunningJob | None = None
+        self.fresh: list[str] = []
         self._listeners: list[Listener] = []
 
     def listen(self, listener: Listener) -> None:

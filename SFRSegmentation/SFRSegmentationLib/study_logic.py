@@ -20,7 +20,7 @@ from . import scene
 from .chore_follower import await_chore
 from .chores import Chore
 from .running_job import RunningJob
-from .session import CASES, JOB, PROGRESS, Session
+from .session import CASES, JOB, PROGRESS, RESULTS, Session
 from .worker import COMMANDS, start_command, start_job, words_of
 
 _log = logging.getLogger("SFR")
@@ -124,7 +124,7 @@ class StudyLogic:
         return self._follow(start_job(self.study.root, command, options))
 
     def runningJob(self) -> RunningJob | None:
-        """The job that runs in the open study, also one that was started elsewhere; None where there is none."""
+        """The job that runs in the open study, wherever it was started; None where there is none."""
         known = self.session.job
         if known is not None and known.running:
             return known
@@ -169,7 +169,7 @@ class StudyLogic:
         self.session.changed(CASES)
 
     def startCommand(self, command: str, *words: str, **options: Any) -> Chore:
-        """``sfr COMMAND STUDY …`` by the worker's Python, for what takes seconds: evaluate, report, export."""
+        """``sfr COMMAND STUDY …`` by the worker's Python, for what takes seconds: evaluate, report."""
         return start_command([command, str(self.study.root), *words, *words_of(options)])
 
     def evaluate(self, **options: Any) -> dict[str, Any]:
@@ -196,11 +196,12 @@ class StudyLogic:
         return job
 
     def _onJob(self, job: RunningJob, ended: bool) -> None:
-        seen = getattr(job, "_casesSeen", 0)
-        if len(job.progress.cases) != seen or ended:
-            job._casesSeen = len(job.progress.cases)
+        if ended:
             self._reloadQuietly()
             self.session.changed(CASES)
+        elif fresh := job.newResults():
+            self.session.fresh = fresh
+            self.session.changed(RESULTS)
         self.session.changed(JOB if ended else PROGRESS)
 
     def _reloadQuietly(self) -> None:

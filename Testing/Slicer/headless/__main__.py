@@ -1,10 +1,15 @@
-"""``python -m headless``: whether the environment can start here; exit code 3 where a system library is missing."""
+"""``python -m headless``: whether the environment can start here; exit code 3 where a system library is
+missing.
+"""
 
 import sys
 
 from . import start
 
-NEEDED = "libegl1 libgl1 libegl-mesa0 libgl1-mesa-dri libx11-6 libxkbcommon0 libfontconfig1 libdbus-1-3 libglib2.0-0"
+NEEDED = (
+    "libegl1 libgl1 libegl-mesa0 libgl1-mesa-dri libx11-6 libxkbcommon0 libfontconfig1 "
+    "libdbus-1-3 libglib2.0-0"
+)
 
 try:
     complaints = start().errors

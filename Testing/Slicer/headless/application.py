@@ -226,6 +226,9 @@ class Application:
     def translate(self, context, text):
         return text
 
+    def startupEnvironment(self):
+        return sys.modules["qt"].QProcessEnvironment.systemEnvironment()
+
     def pauseRender(self):
         pass
 

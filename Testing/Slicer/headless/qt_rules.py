@@ -226,7 +226,8 @@ def _excepthook(kind, value, trace):
 
 
 def _onQtMessage(kind, context, text):
-    if "propagateSizeHints" not in text:
+    # The offscreen platform says so of each window that it cannot raise or size.
+    if "propagateSizeHints" not in text and "This plugin does not support" not in text:
         qtMessages.append((kind, text))
 
 

@@ -1,0 +1,31 @@
+"""Adding many cases in a process of its own: every image is read and checked, which takes minutes for a
+cohort.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from SFRCore.errors import SFRError
+from SFRCore.study import Study
+
+
+def add_folder(reporter: Any, study: str, folder: str, labels: str | None) -> dict[str, Any]:
+    """Add a folder's images; ``reporter.say`` is told each file that is of no use. Returns ids, problems."""
+    problems: list[str] = []
+
+    def report(path: Path, error: Exception) -> None:
+        words = f"{error.message} {error.hint}" if isinstance(error, SFRError) else f"{path.name}: {error}"
+        problems.append(words.strip())
+        reporter.say(problems[-1])
+        reporter.check()
+
+    cases = Study.open(study).add_folder(folder, labels=labels, on_problem=report)
+    return {"added": [case.id for case in cases], "problems": problems}
+
+
+def add_dicom(reporter: Any, study: str, folder: str, series: str | None) -> dict[str, Any]:
+    """Add one DICOM series, by its UID where the folder has several. Returns ids and problems."""
+    case = Study.open(study).add_dicom(folder, series=series)
+    return {"added": [case.id], "problems": []}

@@ -1,0 +1,77 @@
+"""What the user is asked about a study: what is to be segmented, and which files outside it may be read."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from SFRCore.study import Structure, Study, as_structures, parse_structures
+from SFRCore.study.structures import default_color
+
+AGREED = "SFR/agreedFiles"
+LISTED = 20
+
+
+def ask_for_structures(questions: Any, segmentation: Any) -> list[Structure] | None:
+    """The structures that a new study is about, from a line of names; None where the user cancelled.
+
+    Offers the segments of ``segmentation``, in their colours. Raises InputError for names that cannot be
+    used.
+    """
+    segments = _segments(segmentation)
+    text = questions.text(
+        _("What is to be segmented?"),
+        _("Names, separated by commas (or with their values in label files: 1=Liver, 4=Spleen)"),
+        ", ".join(segments) or _("Left atrium"),
+    )
+    if text is None:
+        return None
+    if "=" in text:
+        found = parse_structures(text)
+    else:
+        names = [name.strip() for name in text.split(",") if name.strip()]
+        found = as_structures(dict(enumerate(names, start=1)))
+    return [
+        Structure(s.value, s.name, segments.get(s.name, default_color(number)))
+        for number, s in enumerate(found)
+    ]
+
+
+def agrees_to_files(questions: Any, folder: Path | str) -> bool:
+    """Whether a study may be opened: the files outside it are shown, once for the same files."""
+    study = Study.open(folder)
+    files = sorted(str(path) for path in study.outside_files())
+    if not files:
+        return True
+    key = f"{AGREED}/{hashlib.sha256(str(study.root).encode()).hexdigest()[:16]}"
+    digest = hashlib.sha256("\n".join(files).encode()).hexdigest()
+    if slicer.util.settingsValue(key, "") == digest:
+        return True
+    more = _("and {count} more").format(count=len(files) - LISTED) if len(files) > LISTED else ""
+    agreed = questions.confirm(
+        _("This study uses {count} files outside its folder. They are only read. Open it?").format(
+            count=len(files)
+        ),
+        _("Files outside the study"),
+        "\n".join([*files[:LISTED], more]).strip(),
+    )
+    if agreed:
+        qt.QSettings().setValue(key, digest)
+    return bool(agreed)
+
+
+def _segments(node: Any) -> dict[str, tuple[int, int, int]]:
+    if node is None:
+        return {}
+    segmentation = node.GetSegmentation()
+    found = {}
+    for number in range(segmentation.GetNumberOfSegments()):
+        segment = segmentation.GetNthSegment(number)
+        red, green, blue = (round(255 * part) for part in segment.GetColor())
+        found[segment.GetName().strip()] = (red, green, blue)
+    return found

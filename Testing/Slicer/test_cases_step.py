@@ -1,0 +1,187 @@
+"""Step 2: studies are made and opened, cases added, given roles and labels, by clicks on its controls."""
+
+import time
+
+import pytest
+import qt
+import slicer
+from panel_tools import Answers, cohort, give_result, loaded_volume, study_of
+
+
+@pytest.fixture
+def step(widget):
+    widget.panel.open("cases")
+    return widget.panel.steps["cases"]
+
+
+def rows(step):
+    proxy = step.table.proxy
+    return [
+        [str(proxy.index(row, column).data()) for column in range(proxy.columnCount())]
+        for row in range(proxy.rowCount())
+    ]
+
+
+def ask(step, *answers):
+    step.panel.questions = Answers(*answers)
+    return step.panel.questions
+
+
+def test_new_study_by_clicks(step, tmp_path):
+    assert step.ui.newStudyButton.enabled and not step.ui.addVolumeButton.enabled
+    assert "Create or open a study" in step.ui.addVolumeButton.toolTip
+    ask(step, tmp_path / "la", "Left atrium, Right atrium")
+    step.ui.newStudyButton.click()
+    study = step.session.study
+    assert [(s.value, s.name) for s in study.structures] == [(1, "Left atrium"), (2, "Right atrium")]
+    assert str(study.root) in step.ui.studyLabel.text
+    assert step.panel.parameters.studyFolder == str(study.root)
+
+
+def test_values_and_colours_of_structures(step, tmp_path):
+    _volume, segmentation = loaded_volume()
+    segmentation.GetSegmentation().GetNthSegment(0).SetColor(1.0, 0.0, 0.0)
+    step.ui.segmentationSelector.setCurrentNode(segmentation)
+    asked = ask(step, tmp_path / "a", "3=Anterior lobe, 5=Stalk").asked
+    step.ui.newStudyButton.click()
+    assert "Anterior lobe" in asked[1][2]
+    assert [(s.value, s.color) for s in step.session.study.structures][0] == (3, (255, 0, 0))
+
+
+def test_cancelled_question_changes_nothing(step, tmp_path):
+    ask(step, None)
+    step.ui.newStudyButton.click()
+    ask(step, tmp_path / "a", None)
+    step.ui.newStudyButton.click()
+    assert step.session.study is None and not (tmp_path / "a").exists()
+
+
+def test_wrong_folder_is_said_in_the_panel(step, tmp_path):
+    ask(step, tmp_path)
+    step.ui.openStudyButton.click()
+    assert "is not a study" in step.panel.ui.errorLabel.text
+    step.panel.ui.dismissButton.click()
+    assert step.panel.ui.errorLabel.text == ""
+
+
+def test_files_outside_are_listed_once(step, tmp_path):
+    study = study_of(tmp_path)
+    questions = ask(step, study.root, False)
+    step.ui.openStudyButton.click()
+    assert step.session.study is None and "case_01.nrrd" in questions.asked[1][2]
+    ask(step, study.root, True)
+    step.ui.openStudyButton.click()
+    assert step.session.study is not None
+    step.logic.closeStudy()
+    ask(step, study.root)
+    step.ui.openStudyButton.click()
+    assert step.session.study is not None
+
+
+def test_table_sorts_and_filters(step, tmp_path):
+    study = study_of(tmp_path, cases=5)
+    give_result(study, "case_03", dice=0.9)
+    give_result(study, "case_04", dice=0.4, kind="pseudo_label")
+    step.logic.openStudy(study.root)
+    assert [row[0] for row in rows(step)] == ["case_01", "case_02", "case_03", "case_04", "case_05"]
+    assert rows(step)[3][1:] == ["unlabeled", "", "0.60", "pseudo-label"]
+    step.ui.casesTable.sortByColumn(3, qt.Qt.DescendingOrder)
+    assert [row[0] for row in rows(step)][:2] == ["case_04", "case_03"]
+    step.ui.filterEdit.text = "PREDICTED"
+    assert [row[0] for row in rows(step)] == ["case_03"]
+    step.ui.filterEdit.text = ""
+    assert step.section.text.endswith("5 cases, 2 labeled")
+
+
+def test_roles_for_many_by_button_and_menu(step, tmp_path):
+    study = study_of(tmp_path, cases=5)
+    step.logic.openStudy(study.root)
+    assert not step.ui.ignoredButton.enabled and "Select cases" in step.ui.ignoredButton.toolTip
+    step.table.select(["case_03", "case_04"])
+    step.ui.ignoredButton.click()
+    assert [case.role for case in step.session.study.cases.values()][2:4] == ["ignored", "ignored"]
+    assert step.table.selected() == ["case_03", "case_04"]
+    step.onContextMenu(step.ui.casesTable.visualRect(step.table.proxy.index(2, 0)).center())
+    next(action for action in step.menu.actions() if action.text == "Make unlabeled").trigger()
+    assert [row[1] for row in rows(step)][2:4] == ["unlabeled", "unlabeled"]
+    step.menu.close()
+    step.ui.labeledButton.click()
+    assert "has no label" in step.panel.ui.errorLabel.text
+
+
+def test_click_on_a_role_offers_the_others(step, tmp_path):
+    step.logic.openStudy(study_of(tmp_path).root)
+    step.table.select(["case_03"])
+    step.onClicked(step.table.proxy.index(2, 0))
+    assert step.menu is None
+    step.onClicked(step.table.proxy.index(2, 1))
+    assert [action.text for action in step.menu.actions()][0] == "Make labeled"
+    step.menu.close()
+
+
+def test_loaded_volume_with_its_segmentation(step, tmp_path):
+    step.logic.createStudy(tmp_path / "s", {1: "Anterior lobe"})
+    volume, segmentation = loaded_volume()
+    assert "Choose a loaded volume" in step.ui.addVolumeButton.toolTip
+    step.ui.volumeSelector.setCurrentNode(volume)
+    step.ui.segmentationSelector.setCurrentNode(segmentation)
+    assert step.ui.addVolumeButton.enabled
+    step.ui.addVolumeButton.click()
+    assert rows(step) == [["scan", "labeled", "expert", "", ""]]
+
+
+def test_label_for_a_selected_case(step, tmp_path):
+    step.logic.createStudy(tmp_path / "s", {1: "Anterior lobe"})
+    volume, segmentation = loaded_volume()
+    step.ui.volumeSelector.setCurrentNode(volume)
+    step.ui.addVolumeButton.click()
+    assert rows(step)[0][1] == "unlabeled"
+    step.ui.segmentationSelector.setCurrentNode(segmentation)
+    step.table.select(["scan"])
+    step.ui.setLabelButton.click()
+    assert rows(step)[0][1:3] == ["labeled", "expert"]
+
+
+def test_folder_is_added_in_a_process(step, tmp_path, waitFor):
+    images, labels = cohort(tmp_path / "cohort")
+    (images / "broken.nrrd").write_text("not an image")
+    step.logic.createStudy(tmp_path / "s", {1: "Anterior lobe", 2: "Posterior lobe"})
+    ask(step, images, 1, labels)
+    step.ui.addFolderButton.click()
+    assert not step.ui.addFolderButton.enabled and step.ui.stopAddingButton.enabled
+    waitFor(lambda: step.ui.addFolderButton.enabled, 60)
+    assert [row[1] for row in rows(step)] == ["labeled"] * 4
+    assert "4 cases were added" in step.ui.addingLabel.text and "broken.nrrd" in step.ui.addingLabel.text
+
+
+def test_changes_by_others_are_shown(step, tmp_path):
+    study = study_of(tmp_path)
+    step.logic.openStudy(study.root)
+    study.set_role("case_03", "ignored")
+    step.logic.reloadStudy()
+    assert rows(step)[2][1] == "ignored"
+
+
+def test_thousand_rows(step, tmp_path, record_property):
+    from SFRCore.study import Case, Study
+
+    study = Study.create(tmp_path / "many", structures={1: "Organ"})
+    with study.transaction():
+        for number in range(1000):
+            study.cases[f"case_{number:04d}"] = Case(f"case_{number:04d}", f"images/case_{number:04d}.nrrd")
+    begin = time.perf_counter()
+    step.logic.openStudy(study.root)
+    slicer.app.processEvents()
+    filled = time.perf_counter() - begin
+    begin = time.perf_counter()
+    step.ui.casesTable.sortByColumn(0, qt.Qt.DescendingOrder)
+    slicer.app.processEvents()
+    sorting = time.perf_counter() - begin
+    begin = time.perf_counter()
+    step.logic.reloadStudy()
+    again = time.perf_counter() - begin
+    print(
+        f"1,000 cases: shown in {filled:.3f} s, sorted in {sorting:.3f} s, looked at again in {again:.3f} s"
+    )
+    assert rows(step)[0][0] == "case_0999"
+    assert filled < 1.0 and sorting < 0.2 and again < 0.5
