@@ -24,6 +24,11 @@ def refuse_early(context: StageContext, stages: Sequence[str], *, newest: bool =
         _refuse_unlabeled_study(context)
     if {"finetune", "pseudolabel"} & set(stages):
         context.layout()
+    if "prompt" in stages and context.settings.input != "stitched":
+        raise InputError(
+            f"The recipe {context.settings.recipe} shows SAM one slice at a time, so it takes no --input.",
+            hint="Leave --input out, or choose the recipe 'sfr'.",
+        )
     if {"finetune", "prompt"} & set(stages):
         foundation_identity(context.settings.foundation)
     elif "pseudolabel" in stages:
@@ -83,9 +88,9 @@ def _none_left(context: StageContext) -> InputError:
     why = "every other result was rejected" if rejected else "none of its cases is unlabeled"
     alone = command_line("sfr", "run", root, "--recipe", "baseline", "--ssl", "supervised")
     return InputError(
-        f"The study has no unlabeled volume left to learn from ({why}), and the recipe {settings.recipe} with "
-        f"the method {settings.ssl} needs some.",
-        hint=f"Add volumes with  {command_line('sfr', 'add', root, 'IMAGES')}  or train on the labels alone:  "
-        f"{alone}",
+        f"The study has no unlabeled volume left to learn from ({why}), and the recipe {settings.recipe} "
+        f"with the method {settings.ssl} needs some.",
+        hint=f"Add volumes with  {command_line('sfr', 'add', root, 'IMAGES')}  or train on the labels "
+        f"alone:  {alone}",
         code="no_unlabeled",
     )

@@ -26,6 +26,7 @@ from .context import StageContext
 from .finetuner import LARGEST_POOL, POOL_PER_CASE
 from .inference import Probabilities, network_probabilities, stitched_probabilities, student_windows
 from .lineage import (
+    Lineage,
     foundation_lineage,
     is_current,
     makes_labels_online,
@@ -161,7 +162,8 @@ def _rounds_seconds(context: StageContext) -> dict[str, float]:
     stale = not prompt_lineage.is_done()
     try:
         if stale:
-            per_stage["prompt"] = tuner.total * measure(tuner, context.device, context, STEPS)
+            steps = tuner.total * _share(prompt_lineage, tuner.total)
+            per_stage["prompt"] = steps * measure(tuner, context.device, context, STEPS)
     finally:
         tuner.close()
     adaptation = adaptation_lineage(context).made_of(volumes)
@@ -170,19 +172,26 @@ def _rounds_seconds(context: StageContext) -> dict[str, float]:
         guesses = {f"{case}#0": np.zeros(volume.image.shape, np.uint16) for case, volume in volumes.items()}
         trainer = adaptation_stage.prepare(context, replace(adaptation, existing=None), volumes, guesses)
         try:
-            steps = trainer.total * measure(trainer, context.device, context, STEPS)
+            steps = trainer.total * _share(adaptation, trainer.total)
+            learning = steps * measure(trainer, context.device, context, STEPS)
         finally:
             trainer.close()
         slices = sum(volume.image.shape[2] for volume in volumes.values())
-        per_stage["adapt"] = steps + slices * asking
+        per_stage["adapt"] = learning + slices * asking
     trainings, refinements = _rounds_to_do(context, stale, options["rounds"])
     if trainings:
-        per_stage["retrain"] = trainings * _retrain_seconds(context)
+        share = _share(round_student(context, 0, NOTHING), context.plan.iterations_retrain)
+        per_stage["retrain"] = trainings * share * _retrain_seconds(context)
     if refinements:
         cases = refinements * len(context.study.unlabeled_cases())
         per_case = 2 * _predict_seconds(context, 1) + _median_shape(context)[2] * asking
         per_stage["refine"] = cases * per_case
     return per_stage
+
+
+def _share(lineage: Lineage, total: int) -> float:
+    """The part of ``total`` iterations that a model takes: less where it goes on from earlier weights."""
+    return shortened(total) / total if lineage.parent is not None else 1.0
 
 
 def _rounds_to_do(context: StageContext, stale: bool, rounds: int) -> tuple[int, int]:

@@ -409,6 +409,8 @@ def test_rubbish_is_refused_in_one_sentence_before_anything_is_made(
 def test_what_the_recipe_cannot_do_is_refused(study: Study) -> None:
     with pytest.raises(InputError, match="stage retrain alone"):
         api.run_stage(study, "retrain", **SETTINGS)
+    with pytest.raises(InputError, match="takes no --input"):
+        run(study, input="small")
     with pytest.raises(InputError, match="neither a known name nor a file"):
         run(study, foundation="vit_x")
     study.set_role(["case_03", "case_04"], "ignored")
