@@ -197,6 +197,48 @@ def test_a_student_has_seen_what_its_foundation_saw(study: Study) -> None:
     assert made_by(study, STUDENT)["seen"] == ["case_01", "case_02"]
 
 
+def test_a_result_by_a_model_that_knows_the_label_is_not_scored(study: Study) -> None:
+    """A case that becomes a test case while the job that learned from it still runs."""
+    run(study)
+    study.set_role(["case_02"], "test")
+    api.run_stage(study, "predict", device="cpu")
+    result = study.result("case_02", "prediction")
+    assert result is not None and result.made_by["seen"] is True
+    told: dict[str, str] = {}
+    scores = api.evaluate(study, on_problem=lambda case, error: told.update({case: error.code}))
+    assert set(scores["cases"]) == {"case_05"} and told == {"case_02": "seen"}
+    run(study)
+    assert set(api.evaluate(study)["cases"]) == {"case_02", "case_05"}
+
+
+def test_an_empty_label_is_said_once_in_a_run(study: Study) -> None:
+    label = sitk.ReadImage(str(study.label_path("case_01")))
+    study.accept_label("case_01", label * 0)
+    events: list[dict[str, Any]] = []
+    api.run(study, on_event=events.append, **SETTINGS)
+    said = [e["message"] for e in events if e["event"] == "warning" and e["code"] == "blank_label"]
+    assert len(said) == 1 and "case_01" in said[0]
+
+
+def test_weights_of_one_save_and_the_words_of_another_are_trained_anew(study: Study) -> None:
+    """As a process leaves them that is killed between the two files while it continues a training."""
+    run(study)
+    models = ("foundation/foundation", STUDENT)
+    before = {model: (study.models_dir / f"{model}.json").read_bytes() for model in models}
+    study.accept("case_03")
+    assert run(study)["retrain"]["iterations"] == shortened(2)
+    for model, text in before.items():
+        (study.models_dir / f"{model}.json").write_bytes(text)
+    with pytest.raises(InputError, match="does not belong to"):
+        api.run_stage(study, "predict", device="cpu")
+    events: list[dict[str, Any]] = []
+    done = api.run(study, on_event=events.append, **SETTINGS)["stages"]
+    said = [e["message"] for e in events if e["event"] == "warning" and "made anew" in e["message"]]
+    assert len(said) == 2
+    for stage, model in zip(("finetune", "retrain"), models, strict=True):
+        assert done[stage]["iterations"] == 2 and made_by(study, model)["parent"] is None
+
+
 # What was left out
 
 
