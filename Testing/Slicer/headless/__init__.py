@@ -6,7 +6,9 @@ slicer-core, the CTK and Slicer widgets, the scene with its logics, and the base
 modules. What is not written here raises: nothing answers to every name.
 """
 
+import ctypes
 import os
+import sys
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 os.environ.setdefault("VTK_DEFAULT_OPENGL_WINDOW", "vtkEGLRenderWindow")
@@ -18,6 +20,7 @@ def start():
     """The environment of this process; afterwards `qt`, `ctk` and all of `slicer` can be imported."""
     global _environment
     if _environment is None:
+        _spareNone()
         from . import qt_rules
 
         qt_rules.install()
@@ -34,3 +37,11 @@ def start():
         _environment = Environment()
         scripted.install()
     return _environment
+
+
+def _spareNone():
+    """PySide6 6.12 gives away a reference to None with every call that returns nothing; before Python 3.12,
+    where None became immortal, the process then dies of it after some ten thousand calls.
+    """
+    if sys.version_info < (3, 12):
+        ctypes.c_ssize_t.from_address(id(None)).value += 1 << 40
