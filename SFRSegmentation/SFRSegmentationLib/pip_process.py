@@ -62,10 +62,17 @@ def pip_environment(temporary: Path) -> dict[str, str]:
 def pip_version(python: str, env: dict[str, str]) -> tuple[int, int]:
     """Major and minor version of pip. Raises InputError where this Python has none."""
     done = subprocess.run(
-        [python, "-m", "pip", "--version"], capture_output=True, text=True, errors="replace", env=env,
-        stdin=subprocess.DEVNULL, timeout=120, check=False, **_hidden(),
-    )  # fmt: skip
-    found = re.match(r"pip (\d+)\.(\d+)", done.stdout)
+        [python, "-c", "import pip; print(pip.__version__)"],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env=env,
+        stdin=subprocess.DEVNULL,
+        timeout=120,
+        check=False,
+        **_hidden(),
+    )
+    found = re.match(r"(\d+)\.(\d+)", done.stdout)
     if done.returncode or found is None:
         raise InputError(
             f"{python} has no pip, so nothing can be installed with it.", hint="Repair or reinstall Slicer."

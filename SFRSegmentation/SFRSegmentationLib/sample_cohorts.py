@@ -18,7 +18,7 @@ from SFRCore.synthetic import STRUCTURES, make_synthetic_cohort
 Say = Callable[[str], None]
 
 LABELED, TEST = 4, 4
-SYNTHETIC_CASES, SYNTHETIC_SIZE = 12, (64, 64, 24)
+SYNTHETIC_CASES, SYNTHETIC_SIZE = 12, (48, 48, 16)
 
 _MEMBER = re.compile(r"^(?:\./)?[^/]+/(imagesTr|labelsTr|imagesTs)/([A-Za-z0-9][A-Za-z0-9_-]*\.nii\.gz)$")
 _LARGEST_MEMBER = 1 << 30

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-from SFRSegmentationLib import chores, installation, pip_process, requirements, torch_build
+from SFRSegmentationLib import chore_process, chores, installation, pip_process, requirements, torch_build
 from SFRSegmentationLib.pip_process import PipError
 from SFRSegmentationLib.places import packages_folder
 from SFRSegmentationLib.torch_build import Gpu, TorchBuild, choose_build
@@ -407,6 +407,22 @@ def test_a_chore_that_fails_says_why():
     assert crashed.wait(20) == "failed" and "ZeroDivisionError" in str(crashed.error)
     with pytest.raises(InputError, match="could not be started"):
         chores.Chore("thing", ["/no/such/program"], {}, json_lines=True)
+
+
+def test_pips_raw_progress_becomes_progress(tmp_path, monkeypatch):
+    said = []
+    reporter = chore_process.Reporter(tmp_path)
+    monkeypatch.setattr(reporter, "write", lambda **message: said.append(message))
+    for line in ("Downloading torch-2.14.0.whl (554 MB)", "Progress 1000 of 5000", "Progress 5000 of 5000"):
+        reporter.say(line)
+    assert said == [
+        {"say": "Downloading torch-2.14.0.whl (554 MB)"},
+        {"done": 1000, "total": 5000},
+        {"done": 5000, "total": 5000},
+    ]
+    (tmp_path / "stop").touch()
+    with pytest.raises(Cancelled):
+        reporter.say("Progress 1 of 5000")
 
 
 def test_installing_as_a_chore_is_cancelled_with_all_its_processes(index):

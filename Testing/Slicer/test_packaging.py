@@ -56,8 +56,7 @@ def built(tmp_path_factory) -> tuple[Path, Path]:
     build, installed = tmp_path_factory.mktemp("build"), tmp_path_factory.mktemp("installed")
     options = [
         f"-DSlicer_DIR={ROOT / 'Testing' / 'Slicer' / 'cmake'}", f"-DCMAKE_INSTALL_PREFIX={installed}",
-        "-DBUILD_TESTING=ON", "-DCMAKE_C_COMPILER_WORKS=1", "-DCMAKE_CXX_COMPILER_WORKS=1",
-        "-DCMAKE_C_ABI_COMPILED=1", "-DCMAKE_CXX_ABI_COMPILED=1",
+        "-DBUILD_TESTING=ON", "-DCMAKE_C_COMPILER_FORCED=1", "-DCMAKE_CXX_COMPILER_FORCED=1",
     ]  # fmt: skip
     env = {**os.environ, "SFR_TEST_PACKAGES": str(build)}
     for words in (

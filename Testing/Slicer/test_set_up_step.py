@@ -65,7 +65,7 @@ def test_nothing_installed_is_said_and_one_button_gets_it(step):
     assert step.ui.installButton.enabled and step.ui.installFolderButton.enabled
     assert not step.ui.removeButton.enabled
     assert "nothing to remove" in step.ui.removeButton.toolTip
-    assert not step.ui.progressBar.visible and not step.ui.cancelButton.visible
+    assert step.ui.progressBar.isHidden() and step.ui.cancelButton.isHidden()
 
 
 def test_sizes_are_told_before_and_no_means_no(step, answer, waitFor):
@@ -124,7 +124,7 @@ def test_a_download_is_asked_for_and_cancelled_by_two_clicks(step, answer, waitF
 
         step.ui.downloadButton.click()
         waitFor(arrived, 20)
-        assert "vit_b (375 MB)" in asked.asked[0] and step.ui.cancelButton.visible
+        assert "vit_b (375 MB)" in asked.asked[0] and not step.ui.cancelButton.isHidden()
         step.ui.cancelButton.click()
         assert step.ui.statusLabel.text == "Stopping…"
         step.ui.cancelButton.click()
