@@ -1,14 +1,288 @@
-"""Step 5: predictions as segmentations, volumes, scores, export."""
+"""Step 5: predictions into the scene, volumes and scores, export, and the student on any loaded volume."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import qt
 from slicer.i18n import tr as _
 
-from .step import Step
+from SFRCore.study import Study
+
+from . import scene
+from .apply_student import Application, show_applied, start_apply, students, tidy
+from .chore_follower import ChoreFollower
+from .chores import Chore
+from .one_by_one import Action, OneByOne
+from .result_files import ResultRow, result_rows, write_nifti, write_segmentation, write_table
+from .step import DONE, EMPTY, READY, RUNNING, Step
 
 
 class ResultsStep(Step):
-    """What the student found."""
+    """``rows`` are the predicted cases, as the table lists them."""
 
     uiFile = "Results.ui"
     title = _("Results")
+    primaryButton = "loadButton"
+
+    def setup(self) -> None:
+        self.rows: list[ResultRow] = []
+        self.work = OneByOne(self._refreshWork, self._onWorkEnd)
+        self.application: Application | None = None
+        self._follower: ChoreFollower | None = None
+        self._what = self._last = ""
+        self._then: Action | None = None
+        self._models: list[Path] = []
+        self._model = qt.QStandardItemModel()
+        self.ui.resultsView.setModel(self._model)
+        self.ui.resultsView.verticalHeader().setVisible(False)
+        self.ui.resultsView.horizontalHeader().setStretchLastSection(True)
+        self.ui.loadButton.connect("clicked()", lambda: self.onLoad(images=False))
+        self.ui.loadImagesButton.connect("clicked()", lambda: self.onLoad(images=True))
+        self.ui.scoresButton.connect("clicked()", self.onScores)
+        self.ui.reportButton.connect("clicked()", self.onReport)
+        self.ui.exportSegmentationsButton.connect("clicked()", lambda: self.onExport(write_segmentation))
+        self.ui.exportNiftiButton.connect("clicked()", lambda: self.onExport(write_nifti))
+        self.ui.exportTableButton.connect("clicked()", self.onExportTable)
+        self.ui.applySelector.connect("currentNodeChanged(vtkMRMLNode*)", lambda node: self._refreshApply())
+        self.ui.applyButton.connect("clicked()", self.onApply)
+        self.ui.cancelApplyButton.connect("clicked()", self.onCancel)
+
+    def opened(self) -> None:
+        self.refresh()
+
+    def sceneClosing(self) -> None:
+        if self.work.running:
+            self.work.stop()
+            self._last = _("Stopped, because the scene was closed.")
+
+    def sceneChanged(self) -> None:
+        self.refresh()
+
+    def cleanup(self) -> None:
+        self.work.stop()
+        if self._follower is not None:
+            self._follower.stop()
+            self._follower.chore.cancel()
+        if self.application is not None:
+            tidy(self.application)
+
+    def refresh(self) -> None:
+        study = self.session.study
+        self.rows = [] if study is None else result_rows(study)
+        self._fillTable(study)
+        self._fillModels(study)
+        self._refreshButtons(study)
+
+    # What the user does
+
+    def onLoad(self, images: bool) -> None:
+        """Predictions become segmentation nodes, one at a time."""
+        study = self.session.study
+        actions: list[tuple[str, Action]] = []
+        for id in self.selected():
+            if images:
+                actions.append((id, lambda id=id: scene.load_image(study, id)))
+            actions.append((id, lambda id=id: scene.load_result(study, id)))
+        self._start(_("Loading predictions"), actions)
+
+    def onExport(self, write: Any) -> None:
+        """Predictions become files in a folder that the user chooses."""
+        study = self.session.study
+        folder = self.questions.folder(_("Export the predictions to"), str(study.exports_dir))
+        if folder is not None:
+            ids = self.selected()
+            self._start(
+                _("Exporting to {folder}").format(folder=folder),
+                [(id, lambda id=id: write(study, id, folder)) for id in ids],
+            )
+
+    def onExportTable(self) -> None:
+        """Volumes and scores of all cases become one table."""
+        study = self.session.study
+        start = str(study.exports_dir / "predictions.csv")
+        path = self.questions.saveFile(_("Export volumes and scores"), start, "CSV (*.csv)")
+        if path is not None and self.attempt(lambda: write_table(study, path)) is not None:
+            self._say(_("Written: {path}").format(path=path))
+
+    def onScores(self) -> None:
+        """The predictions are compared with the references, by the worker."""
+        self._follow(
+            _("Computing scores"),
+            lambda: self.logic.startCommand("evaluate", cases="all"),
+            lambda chore: self._say(_("Scores are computed: see the column Dice.")),
+        )
+
+    def onReport(self) -> None:
+        """The report is written by the worker and opened."""
+        self._follow(
+            _("Writing the report"), lambda: self.logic.startCommand("report"), self._onReportWritten
+        )
+
+    def onApply(self) -> None:
+        """A volume that is not in the study is segmented, by the worker."""
+        volume = self.ui.applySelector.currentNode()
+        index = self.ui.studentCombo.currentIndex
+        if volume is None or not 0 <= index < len(self._models):
+            return
+        application = self.attempt(lambda: start_apply(self._models[index], volume), wait=True)
+        if application is not None:
+            self.application = application
+            name = _("Segmenting {name}").format(name=application.name)
+            self._follow(name, lambda: application.chore, lambda chore: self._onApplied(application))
+
+    def onCancel(self) -> None:
+        """What runs is stopped."""
+        if self._follower is not None:
+            self._follower.cancel()
+        if self.work.running:
+            self.work.stop()
+            self._say(
+                _("Stopped after {done} of {total}.").format(done=self.work.done, total=self.work.total)
+            )
+
+    def selected(self) -> list[str]:
+        """The ids of the selected rows, or of all where none is selected."""
+        chosen = sorted({index.row() for index in self.ui.resultsView.selectionModel().selectedRows()})
+        return [self.rows[row].id for row in chosen] or [row.id for row in self.rows]
+
+    def openPage(self, path: Path) -> None:
+        """Show a page in the user's browser."""
+        qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(path)))
+
+    # What runs
+
+    @property
+    def busy(self) -> bool:
+        """Whether something runs."""
+        return self.work.running or self._follower is not None
+
+    def _start(self, what: str, actions: list[tuple[str, Action]]) -> None:
+        self._what = what
+        self.work.start(actions)
+        self._refreshButtons(self.session.study)
+
+    def _follow(self, what: str, start: Any, then: Any) -> None:
+        chore = self.attempt(start)
+        if chore is None:
+            return
+        self._what, self._then = what, then
+        self._follower = ChoreFollower(chore, self._onChoreEnd)
+        self._refreshButtons(self.session.study)
+
+    def _onChoreEnd(self, chore: Chore) -> None:
+        then, self._then, self._follower = self._then, None, None
+        application, self.application = self.application, None
+        self._last = ""
+        if chore.state == "cancelled":
+            self._last = _("{what}: cancelled.").format(what=self._what)
+        elif chore.error is not None:
+            self._last = _("{what}: failed.").format(what=self._what)
+            self.panel.showError(chore.error.message, chore.error.hint)
+        elif then is not None:
+            self.attempt(lambda: then(chore), wait=True)
+        if application is not None:
+            tidy(application)
+        self.refresh()
+
+    def _onApplied(self, application: Application) -> None:
+        node = show_applied(application)
+        self._last = _("Segmented: see '{name}' in the scene.").format(name=node.GetName())
+
+    def _onReportWritten(self, chore: Chore) -> None:
+        path = Path(chore.result["report"])
+        self._last = _("Written: {path}").format(path=path)
+        self.openPage(path)
+
+    def _onWorkEnd(self) -> None:
+        failed = self.work.failures
+        done = self.work.total - len(failed)
+        self._last = _("{what}: {done} of {total} done.").format(
+            what=self._what, done=done, total=self.work.total
+        )
+        if failed:
+            self.panel.showError(next(iter(failed.values())), _("{n} failed.").format(n=len(failed)))
+        self.refresh()
+
+    def _say(self, text: str) -> None:
+        self._last = text
+        self._refreshButtons(self.session.study)
+
+    # How things stand
+
+    def _fillTable(self, study: Study | None) -> None:
+        structures = [] if study is None else study.structures
+        names = [_("{name} (ml)").format(name=structure.name) for structure in structures]
+        self._model.clear()
+        self._model.setHorizontalHeaderLabels([_("Case"), _("Role"), *names, _("Expected Dice"), _("Dice")])
+        for row in self.rows:
+            volumes = [row.result.volume_ml.get(str(s.value)) for s in structures]
+            dice = "" if row.mean_dice is None else f"{row.mean_dice:.3f}"
+            words = [row.id, row.role, *("" if v is None else f"{v:.1f}" for v in volumes)]
+            words += [f"{row.result.expected_dice:.2f}", dice]
+            cells = [qt.QStandardItem(word) for word in words]
+            detail = ", ".join(f"{name} {value:.3f}" for name, value in row.dice.items())
+            cells[-1].setToolTip(detail or self._no_score(row))
+            self._model.appendRow(cells)
+        self.ui.resultsView.resizeColumnsToContents()
+
+    def _no_score(self, row: ResultRow) -> str:
+        if row.has_reference:
+            return _("Press Compute scores to compare this case with its reference.")
+        return _("This case has no reference to compare with.")
+
+    def _fillModels(self, study: Study | None) -> None:
+        models = [] if study is None else students(study)
+        if models != self._models:
+            self._models = models
+            self.ui.studentCombo.clear()
+            self.ui.studentCombo.addItems([model.name for model in models])
+
+    def _refreshButtons(self, study: Study | None) -> None:
+        if study is None:
+            summary, none = _("Open a study in step 2 first."), _("Waits for a study.")
+            self.setState(EMPTY)
+        elif not self.rows:
+            summary, none = (
+                _("No case is predicted yet: run the study in step 3."),
+                _("Waits for a prediction."),
+            )
+            self.setState(EMPTY)
+        else:
+            summary, none = _("{count} cases are predicted.").format(count=len(self.rows)), ""
+            state = RUNNING if self.busy else DONE if self.session.busy is False else READY
+            self.setState(state, _("{count} predicted").format(count=len(self.rows)))
+        self.ui.resultsSummaryLabel.text = summary
+        reason = none or (_("Waits for: {what}.").format(what=self._what) if self.busy else "")
+        self.primaryReason = reason
+        exports = ("exportSegmentationsButton", "exportNiftiButton", "exportTableButton")
+        for name in ("loadImagesButton", "reportButton", *exports):
+            self.allow(getattr(self.ui, name), reason)
+        unscored = (
+            "" if any(row.has_reference for row in self.rows) else _("No predicted case has a reference.")
+        )
+        self.allow(self.ui.scoresButton, reason or unscored)
+        self._refreshApply()
+        self._refreshWork()
+        self.panel.showHeaders()
+
+    def _refreshApply(self) -> None:
+        reason = ""
+        if not self._models:
+            reason = _("Waits for a trained model: run the study in step 3.")
+        elif self.ui.applySelector.currentNode() is None:
+            reason = _("Waits for a volume: choose one above.")
+        elif self.busy:
+            reason = _("Waits for: {what}.").format(what=self._what)
+        self.allow(self.ui.applyButton, reason)
+        self.allow(self.ui.cancelApplyButton, "" if self.busy else _("Nothing runs."))
+
+    def _refreshWork(self) -> None:
+        text = self._last
+        if self.work.running:
+            text = f"{self._what}: {self.work.done} / {self.work.total}"
+        elif self._follower is not None:
+            text = f"{self._what}…"
+        self.ui.workLabel.text = text
+        self.ui.workLabel.visible = bool(text)

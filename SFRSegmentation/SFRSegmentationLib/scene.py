@@ -20,7 +20,7 @@ from SFRCore.volumes.reading import read_any
 from . import study_nodes
 from .node_geometry import geometry_of
 from .segment_labels import label_of
-from .segmentation_nodes import show_label, show_outlines
+from .segmentation_nodes import set_status, show_label, show_outlines
 from .volume_nodes import case_id_of, check_scalar, file_behind, image_of, show_image
 
 KIND_NAMES = {"prediction": "prediction", "pseudo_label": "pseudo-label"}
@@ -141,16 +141,9 @@ def load_result(study: Study, id: str, kind: str = "prediction") -> slicer.vtkMR
         study_nodes.remove(old)
     node = show_label(label, study.structures, f"{id} {KIND_NAMES[kind]}")
     show_outlines(node, fill=0.3)
+    set_status(node, study.case(id).review)
     study_nodes.mark(node, study, id, kind)
     study_nodes.put_into_folder(node, study)
-    return node
-
-
-def load_file(study: Study | None, path: Path, name: str) -> slicer.vtkMRMLSegmentationNode:
-    """A label map in the study's values that is in no study, such as the prediction of a single volume."""
-    label = read_any(path)
-    node = show_label(label, study.structures if study is not None else [], name)
-    show_outlines(node, fill=0.3)
     return node
 
 

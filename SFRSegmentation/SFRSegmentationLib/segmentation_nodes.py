@@ -68,6 +68,15 @@ def show_outlines(node: slicer.vtkMRMLSegmentationNode, *, fill: float = 0.0) ->
     display.SetVisibility2DFill(fill > 0)
 
 
+def set_status(node: slicer.vtkMRMLSegmentationNode, review: str) -> None:
+    """Show a case's review state as the Status of Slicer's segment lists: rejected ones are flagged."""
+    logic = slicer.vtkSlicerSegmentationsModuleLogic
+    status = {"accepted": logic.Completed, "corrected": logic.Completed, "rejected": logic.Flagged}
+    for index in range(node.GetSegmentation().GetNumberOfSegments()):
+        segment = node.GetSegmentation().GetNthSegment(index)
+        logic.SetSegmentStatus(segment, status.get(review, logic.NotStarted))
+
+
 def _shared_image(array: np.ndarray, geometry: Geometry) -> slicer.vtkOrientedImageData:
     image = slicer.vtkOrientedImageData()
     image.SetDimensions(*geometry.size)

@@ -1,5 +1,9 @@
 """Volumes of awkward geometry, their label maps, and studies with results."""
 
+import shutil
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import SimpleITK as sitk
 import slicer
@@ -120,3 +124,18 @@ def addResult(
         **numbers,
     }
     return study.write_result(id, kind, image(label, matrix), image(confidence, matrix), numbers)
+
+
+DOUBTS = {"a": [0, 0.3, 0, 0, 0.6, 0], "b": [0, 0, 0.4, 0, 0, 0], "c": [0, 0, 0, 0.2, 0, 0]}
+_templates = {}
+
+
+def cohortOf(folder, kind="pseudo_label"):
+    """A study of three unlabeled cases with results, "a" the least certain; made once, then copied."""
+    if kind not in _templates:
+        study = studyOf(Path(tempfile.mkdtemp()) / "study")
+        for position, (id, doubts) in enumerate(DOUBTS.items()):
+            addCase(study, id, seed=position)
+            addResult(study, id, kind=kind, doubts=doubts, dice=0.5 + 0.1 * position)
+        _templates[kind] = study.root
+    return Path(shutil.copytree(_templates[kind], folder))

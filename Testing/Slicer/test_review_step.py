@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import slicer
-from scene_tools import STRUCTURES, addCase, addResult, labelArray, studyOf, volumeNode
+from scene_tools import STRUCTURES, addCase, addResult, cohortOf, labelArray, studyOf, volumeNode
 
 from SFRCore.errors import DiskFull
 from SFRCore.study import Study
-
-DOUBTS = {"a": [0, 0.3, 0, 0, 0.6, 0], "b": [0, 0, 0.4, 0, 0, 0], "c": [0, 0, 0, 0.2, 0, 0]}
 
 
 class Answers:
@@ -27,11 +25,7 @@ class Answers:
 
 @pytest.fixture
 def root(tmp_path):
-    study = studyOf(tmp_path / "study")
-    for position, (id, doubts) in enumerate(DOUBTS.items()):
-        addCase(study, id, seed=position)
-        addResult(study, id, doubts=doubts, dice=0.5 + 0.1 * position)
-    return study.root
+    return cohortOf(tmp_path / "study")
 
 
 @pytest.fixture

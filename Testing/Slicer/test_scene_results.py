@@ -64,6 +64,19 @@ def test_a_result_lies_on_its_image_voxel_for_voxel(study, name, kind):
     assert node.GetName() == ("a prediction" if kind == "prediction" else "a pseudo-label")
 
 
+def test_the_review_state_is_the_status_of_the_segments(study):
+    logic = slicer.vtkSlicerSegmentationsModuleLogic
+    for id, wanted in (("a", logic.NotStarted), ("b", logic.Completed), ("c", logic.Flagged)):
+        addCase(study, id, seed=ord(id))
+        addResult(study, id)
+        if id == "b":
+            study.accept(id)
+        if id == "c":
+            study.reject(id)
+        segment = scene.load_result(study, id, "pseudo_label").GetSegmentation().GetNthSegment(0)
+        assert logic.GetSegmentStatus(segment) == wanted
+
+
 def test_a_result_loaded_again_replaces_the_first(study):
     addCase(study, "a")
     addResult(study, "a", kind="prediction")
