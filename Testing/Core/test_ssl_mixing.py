@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from safetensors.torch import load_file
 
 from SFRCore import api
 from SFRCore.errors import InputError
-from SFRCore.ssl import available_methods, magicnet
+from SFRCore.ssl import available_methods, get_method, magicnet
 from SFRCore.ssl.slc_net import block_dice_loss
 from SFRCore.study import Study
 from Testing.Core.small_student import (
@@ -35,7 +37,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "slc_net": ("slc_net", {}),
 }
 HEADS = {"caussl": 3, "caussl-cps": 2, "slc_net": 2}
-TOTAL = 12
+TOTAL = 8
 
 
 @pytest.fixture(autouse=True)
@@ -87,8 +89,7 @@ def test_labels_of_padding_change_no_loss(key: str) -> None:
     assert values[0] == pytest.approx(values[1], rel=1e-6)
 
 
-@pytest.mark.parametrize("cut", [1, 7])
-@pytest.mark.parametrize("key", METHODS)
+@pytest.mark.parametrize(("key", "cut"), [("bcp", 1), *((key, 5) for key in METHODS)])
 def test_a_training_cut_in_two_ends_with_the_same_weights(key: str, cut: int) -> None:
     whole = made(key)
     Loop(whole, TOTAL).run(0, TOTAL)
@@ -206,7 +207,7 @@ def test_slc_net_refuses_what_it_cannot_do(options: Any, said: str) -> None:
 
 
 SETTINGS: dict[str, Any] = {
-    "foundation": "tiny", "tuning": "decoder", "patch": (64, 16, 16), "iterations_finetune": 1,
+    "foundation": "tiny", "tuning": "decoder", "patch": (32, 16, 16), "iterations_finetune": 1,
     "iterations_retrain": 2, "device": "cpu", "precision": "fp32",
 }  # fmt: skip
 
@@ -224,23 +225,36 @@ def labelled(tmp_path_factory: pytest.TempPathFactory, cohort: tuple[Path, Path]
     return study
 
 
-@pytest.mark.parametrize("recipe", ["baseline", "sfr"])
-@pytest.mark.parametrize("key", METHODS)
+REAL = [(key, "baseline") for key in METHODS if key != "magicnet"]
+GUIDED = [(key, "sfr") for key in ("bcp", "caussl", "slc_net")]
+"""Where the pseudo-labels act in a way of their own: one more pass, the mean of heads, the sum of networks."""
+
+
+@pytest.mark.parametrize(("key", "recipe"), REAL + GUIDED)
 def test_two_steps_in_the_real_trainer(labelled: Study, key: str, recipe: str) -> None:
     name, options = METHODS[key]
-    if name == "magicnet":
-        options = {"cube": (16, 16, 16)}
-        with pytest.raises(InputError, match="MagicNet|too small"):
-            api.run_stage(labelled, "retrain", recipe=recipe, ssl=name, method_options=options, **SETTINGS)
-        options = {"cube": (32, 16, 16)}
+    trained_really(labelled, recipe, name, SETTINGS | {"method_options": options})
+
+
+def test_two_steps_of_magicnet_in_the_real_trainer(labelled: Study) -> None:
+    settings = SETTINGS | {"patch": (64, 16, 16), "method_options": {"cube": (16, 16, 16)}}
+    with pytest.raises(InputError, match="too small for V-Net with instance normalisation"):
+        api.run_stage(labelled, "retrain", recipe="baseline", ssl="magicnet", **settings)
+    settings["method_options"] = {"cube": (32, 16, 16)}
+    trained_really(labelled, "baseline", "magicnet", settings)
+
+
+def trained_really(study: Study, recipe: str, name: str, settings: dict[str, Any]) -> None:
+    """Two steps, whose losses are told, leave a student whose weights are numbers."""
     events: list[dict[str, Any]] = []
-    done = api.run_stage(
-        labelled, "retrain", recipe=recipe, ssl=name, method_options=options, on_event=events.append,
-        **SETTINGS,
-    )  # fmt: skip
+    done = api.run_stage(study, "retrain", recipe=recipe, ssl=name, on_event=events.append, **settings)
     assert done["stages"]["retrain"]["iterations"] == 2
-    weights = load_file(labelled.models_dir / f"{recipe}-{name}" / "student.safetensors")
+    weights = load_file(study.models_dir / f"{recipe}-{name}" / "student.safetensors")
     assert all(value.isfinite().all() for value in weights.values() if value.is_floating_point())
     steps = [event for event in events if event["event"] == "progress" and "loss" in event]
-    assert len(steps) == 2 and all(event["loss"] == event["loss"] for event in steps)
-    assert ("pseudo_label" in steps[-1].get("parts", steps[-1])) == (recipe == "sfr")
+    assert len(steps) == 2 and all(isfinite(event["loss"]) for event in steps)
+    assert ("pseudo_label" in steps[-1]) == (recipe == "sfr")
+    told = json.loads((study.models_dir / f"{recipe}-{name}" / "student.json").read_text())
+    kind = get_method(name)
+    for option in kind.keeps:
+        assert told["made_by"]["method_options"][option] == str(kind.defaults[option]), "not the preset's"
