@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import sys
 import tarfile
 import threading
@@ -48,7 +49,7 @@ def decathlon(tmp_path_factory) -> bytes:
     """A small archive of the Decathlon's make: ten labeled volumes, two without, and what macOS adds."""
     folder = tmp_path_factory.mktemp("made")
     image, label = volume(folder / "image.nii.gz"), volume(folder / "label.nii.gz", label=True)
-    entries: dict[str, bytes | tarfile.TarInfo] = {"Task02_Heart/dataset.json": b"{}"}
+    entries: dict[str, bytes | tarfile.TarInfo] = {"Task02_Heart/dataset.json": os.urandom(400_000)}
     for number in range(3, 13):
         entries[f"Task02_Heart/imagesTr/la_{number:03d}.nii.gz"] = image
         entries[f"Task02_Heart/labelsTr/la_{number:03d}.nii.gz"] = label

@@ -13,7 +13,7 @@ import slicer
 from SFRSegmentationLib import chore_process, set_up_words
 from SFRSegmentationLib.downloads import FOUNDATION_FILE
 from SFRSegmentationLib.places import packages_folder
-from SFRSegmentationLib.requirements import load_requirements
+from SFRSegmentationLib.requirements import constraints_of_slicer, load_requirements
 from SFRSegmentationLib.step import DONE, READY, RUNNING
 from test_installation import own_pip, script, wheel  # noqa: F401
 
@@ -82,8 +82,9 @@ def test_sizes_are_told_before_and_no_means_no(step, answer, waitFor):
 
 
 def test_installed_from_a_folder_and_removed(step, answer, waitFor, tmp_path):
+    shipped = dict(pin.split("==") for pin in constraints_of_slicer(load_requirements()))
     for requirement in load_requirements():
-        wheel(tmp_path / "wheels", requirement.name.replace("-", "_"), "99.0")
+        wheel(tmp_path / "wheels", requirement.name.replace("-", "_"), shipped.get(requirement.name, "99.0"))
     asked = answer(folder=tmp_path / "wheels")
     step.ui.installFolderButton.click()
     waitFor(lambda: not step.chores.busy, 30)
