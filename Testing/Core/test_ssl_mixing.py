@@ -227,7 +227,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory, cohort: tuple[Path, Path]
 
 REAL = [(key, "baseline") for key in METHODS if key != "magicnet"]
 GUIDED = [(key, "sfr") for key in ("bcp", "caussl", "slc_net")]
-"""Where the pseudo-labels act in a way of their own: one more pass, the mean of heads, the sum of networks."""
+"""Where pseudo-labels act in a way of their own: one more pass, the mean of heads, the sum of networks."""
 
 
 @pytest.mark.parametrize(("key", "recipe"), REAL + GUIDED)
