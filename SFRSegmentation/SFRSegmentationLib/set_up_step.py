@@ -97,10 +97,10 @@ class SetUpStep(Step):
         self.allow(self.ui.installFolderButton, reason)
         self.ui.installButton.text = (
             _("Install the missing packages")
-            if found is None or found.state in ("missing", "ready", "installing")
+            if found is None or found.state in ("missing", "installing") or not self._trouble(found)
             else _("Install the packages again")
         )
-        ready = found is not None and found.state == "ready"
+        ready = found is not None and not self._trouble(found)
         self.primaryReason = reason or (_("Everything is installed.") if ready else "")
         nothing = found is None or not installation.anything_to_remove(found.folder)
         self.allow(self.ui.removeButton, busy or (_("There is nothing to remove.") if nothing else ""))
@@ -110,8 +110,8 @@ class SetUpStep(Step):
             self.setState(RUNNING, self.chores.what)
         elif worker is None:
             self.setState(READY, _("Slicer's Python is missing"))
-        elif self._lacking(found):
-            self.setState(READY, _("packages are missing"))
+        elif self._trouble(found):
+            self.setState(READY, self._trouble(found))
         elif not self.downloads.anyModel():
             self.setState(DONE, _("done, no model downloaded yet"))
         else:
@@ -138,6 +138,7 @@ class SetUpStep(Step):
             self._install(wheels)
 
     def _install(self, wheels: Path | None) -> None:
+        self.doctor = None
         self.chores.begin(
             "install",
             _("Installing packages"),
@@ -171,11 +172,12 @@ class SetUpStep(Step):
         self.doctor = chore.result if chore.error is None else {"problem": str(chore.error)}
         self._choreChanged()
 
-    def _lacking(self, found: installation.Installation | None) -> bool:
-        """Whether packages are missing, by their folder or, for a Python of the user's, by what it said."""
-        if found is not None:
-            return found.state != "ready"
-        return bool(self.doctor and self.doctor.get("missing"))
+    def _trouble(self, found: installation.Installation | None) -> str:
+        """What is wrong with the packages, by their folder and by what the worker said; "" for nothing."""
+        said = self.doctor or {}
+        if (found is not None and found.state != "ready") or said.get("missing"):
+            return _("packages are missing")
+        return _("packages do not work") if said.get("problem") or said.get("torch_problem") else ""
 
     def _worker(self) -> WorkerPython | None:
         try:

@@ -94,6 +94,8 @@ def test_installed_from_a_folder_and_removed(step, answer, waitFor, tmp_path):
     assert not step.ui.installButton.enabled and "Everything is installed" in step.ui.installButton.toolTip
     waitFor(lambda: step.doctor is not None, 20)
     assert "could not be asked" in step.ui.deviceLabel.text
+    assert step.state == READY and "packages do not work" in step.section.text
+    assert step.ui.installButton.enabled and step.ui.installButton.text == "Install the packages again"
     step.ui.removeButton.click()
     waitFor(lambda: not step.chores.busy, 20)
     assert step.state == READY and not packages_folder().exists() and "freed" in step.ui.statusLabel.text
