@@ -277,7 +277,8 @@ class ReviewStep(ReviewDisplay):
 
     def onRetrain(self) -> None:
         """Train again with the corrections."""
-        if self.keepEdits() and self.attempt(lambda: self.logic.start("run"), wait=True) is not None:
+        train = self.panel.steps["train"]
+        if self.keepEdits() and self.attempt(lambda: (train.start("run"), True), wait=True) is not None:
             self.panel.open("train")
 
     # How things stand

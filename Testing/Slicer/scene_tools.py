@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 import slicer
+from headless import scripted
 
 from SFRCore.study import Structure, Study
 from SFRCore.volumes import Geometry
 
+ROOT = Path(__file__).resolve().parents[2]
 STRUCTURES = [
     Structure(4, "Left atrium", (230, 75, 53), "SCT^82471001^Left atrium"),
     Structure(9, "Appendage", (77, 187, 213)),
@@ -139,3 +141,19 @@ def cohortOf(folder, kind="pseudo_label"):
             addResult(study, id, kind=kind, doubts=doubts, dice=0.5 + 0.1 * position)
         _templates[kind] = study.root
     return Path(shutil.copytree(_templates[kind], folder))
+
+
+def openPanel():
+    """The panel for one test, not reloaded: that takes longer than most tests."""
+    name = "SFRSegmentation"
+    if name not in slicer.app.moduleManager().modulesNames():
+        scripted.loadScriptedModule(str(ROOT / name / f"{name}.py"))
+    panel = slicer.util.getModuleWidget(name)
+    questions = panel.panel.questions
+    panel.panel.clearError()
+    panel.enter()
+    yield panel
+    panel = slicer.util.getModuleWidget(name)
+    panel.panel.questions = questions
+    panel.logic.closeStudy()
+    panel.exit()

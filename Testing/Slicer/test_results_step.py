@@ -10,6 +10,7 @@ import slicer
 from panel_tools import Answers
 from scene_tools import (
     GEOMETRIES,
+    ROOT,
     STRUCTURES,
     addCase,
     addResult,
@@ -18,6 +19,7 @@ from scene_tools import (
     grey,
     image,
     labelArray,
+    openPanel,
     studyOf,
     turned,
     volumeNode,
@@ -55,6 +57,11 @@ else:
 
 
 @pytest.fixture
+def widget():
+    yield from openPanel()
+
+
+@pytest.fixture
 def results(widget, tmp_path):
     root = cohortOf(tmp_path / "study", "prediction")
     widget.logic.openStudy(root)
@@ -67,8 +74,6 @@ def worker(tmp_path, monkeypatch):
     """A worker's Python that answers as SFRCore does, without PyTorch: what is tested is the panel's side."""
 
     def make(mood="well"):
-        from conftest import ROOT
-
         script = tmp_path / "worker.py"
         script.write_text(WORKER.format(core=str(ROOT), mood=mood))
         program = tmp_path / "python"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import slicer
-from scene_tools import STRUCTURES, addCase, addResult, cohortOf, labelArray, studyOf, volumeNode
+from scene_tools import STRUCTURES, addCase, addResult, cohortOf, labelArray, openPanel, studyOf, volumeNode
 
 from SFRCore.errors import DiskFull
 from SFRCore.study import Study
@@ -26,6 +26,11 @@ class Answers:
 @pytest.fixture
 def root(tmp_path):
     return cohortOf(tmp_path / "study")
+
+
+@pytest.fixture
+def widget():
+    yield from openPanel()
 
 
 @pytest.fixture
@@ -448,7 +453,6 @@ def test_the_editor_is_ready_to_paint_the_least_certain_structure(review, root):
     study = Study.open(root)
     addResult(study, "a", expected_dice_by_structure={"4": 0.9, "9": 0.4}, dice=0.4)
     choose(review, "a")
-    assert review.editor.widget is None
     review.ui.correctButton.click()
     node = review.editor.widget.mrmlSegmentEditorNode()
     assert node.GetSegmentationNode() is review.view.segmentation
