@@ -24,6 +24,7 @@ class Preset:
     :class:`SFRCore.volumes.Normalisation`, ``window`` its Hounsfield limits. ``flip`` says which internal
     axes are mirrored with probability one half ("in_plane", "left_right", "none", "auto"). With the
     schedule "step" the learning rate falls to a tenth after each fraction ``step_every`` of the training.
+    ``short_rate`` raises the student's learning rate where the training is shorter than the reference's.
     ``ramp`` is (largest weight, T, q) of the consistency weight at ``reference_iterations``.
     """
 
@@ -40,6 +41,7 @@ class Preset:
     iterations_retrain: int = 6000
     schedule: str = "step"
     step_every: float = 2500 / 6000
+    short_rate: bool = False
     ramp: tuple[float, int, int] = (0.1, 40, 150)
     reference_iterations: int = 6000
     reference_stride: Triple | None = None
@@ -50,7 +52,12 @@ PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
         # Short trainings: steps would leave the full learning rate after 40 % of few iterations.
-        Preset("auto", "Any volumes: patch, canvas and normalisation are chosen from them", schedule="poly"),
+        Preset(
+            "auto",
+            "Any volumes: patch, canvas and normalisation are chosen from them",
+            schedule="poly",
+            short_rate=True,
+        ),
         Preset(
             "left_atrium",
             "Left atrium in late-enhancement MR (LA 2018)",
@@ -121,6 +128,7 @@ PRESETS: dict[str, Preset] = {
             iterations_finetune=500,
             iterations_retrain=500,
             schedule="poly",
+            short_rate=True,
             reference_stride=(8, 12, 8),
         ),
     )

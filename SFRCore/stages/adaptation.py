@@ -41,7 +41,6 @@ from .training_set import labeled_volumes
 
 STAGE = "adapt"
 STAGE_SEED = 4
-RATE = 0.01
 BATCH = 2
 BOTH = 256
 """Two label maps in one: the student's class times this, plus SAM's."""
@@ -66,7 +65,7 @@ class AdaptationTrainer:
         self.context, self.total = context, total
         self.network = network.to(context.device.torch_device).train()
         optimizer = torch.optim.SGD(
-            self.network.parameters(), lr=RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
+            self.network.parameters(), lr=plan.base_rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
         )
         self.optimisation = Optimisation(context.device, self.network, optimizer)
         self.every = Fraction(plan.step_every).limit_denominator(1000)
@@ -94,7 +93,11 @@ class AdaptationTrainer:
             logits = self.optimisation.model(inputs)
         loss = segmentation_loss(logits.float(), batch.labels, batch.labeled_valid, epsilon=1e-10)
         rate = learning_rate(
-            cast(Schedule, self.context.plan.schedule), k, self.total, base=RATE, every=self.every
+            cast(Schedule, self.context.plan.schedule),
+            k,
+            self.total,
+            base=self.context.plan.base_rate,
+            every=self.every,
         )
         self.optimisation.set_rate(rate)
         self.optimisation.descend(loss)

@@ -93,6 +93,7 @@ def adaptation_lineage(context: StageContext) -> Lineage:
         "flip_axes": plan.flip_axes,
         "schedule": plan.schedule,
         "step_every": plan.step_every,
+        "base_rate": plan.base_rate,
         "iterations": plan.iterations_retrain,
     }
     return Lineage(

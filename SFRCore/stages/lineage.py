@@ -203,6 +203,7 @@ def student_lineage(context: StageContext) -> Lineage:
         "flip_axes": plan.flip_axes,
         "schedule": plan.schedule,
         "step_every": plan.step_every,
+        "base_rate": plan.base_rate,
         "ramp": plan.ramp,
         "reference_iterations": plan.reference_iterations,
         "iterations": plan.iterations_retrain,

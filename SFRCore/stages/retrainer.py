@@ -287,6 +287,7 @@ def make_method(context: StageContext, guided: bool) -> Method:
     preset = {
         "schedule": plan.schedule,
         "step_every": Fraction(plan.step_every).limit_denominator(1000),
+        "base_rate": plan.base_rate,
         "consistency": plan.ramp[0],
         "ramp": (plan.ramp[1], plan.ramp[2], plan.reference_iterations),
     }

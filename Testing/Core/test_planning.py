@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -100,6 +102,14 @@ def test_uniform_interpolates_thin_stacks_to_96_slices() -> None:
     assert plan.preprocessing.spacing is not None
     assert 30 * 5.0 / plan.preprocessing.spacing[2] == pytest.approx(96)
     assert planned("uniform", volumes((200, 200, 120))).preprocessing.spacing is None
+
+
+def test_short_trainings_learn_faster_and_the_papers_as_the_paper() -> None:
+    cases = volumes((64, 64, 32))
+    plan = planned("auto", cases)
+    rates = {k: replace(plan, iterations_retrain=k).base_rate for k in (100, 1000, 3000, 6000, 30000)}
+    assert rates == pytest.approx({100: 0.05, 1000: 0.05, 3000: 0.02, 6000: 0.01, 30000: 0.01})
+    assert replace(planned("left_atrium", cases), iterations_retrain=100).base_rate == 0.01
 
 
 def test_the_reason_for_iterations_goes_where_the_user_asked_for_others() -> None:
