@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,12 @@ class Gap:
         return self.requirement if self.found is None else f"{self.requirement} (there is {self.found})"
 
 
+@dataclass(frozen=True)
+class _Package:
+    version: str
+    requires: tuple[str, ...]
+
+
 def load_requirements(path: Path = REQUIREMENTS_FILE) -> list[Requirement]:
     """The requirements in a file, one a line; blank lines and comments are left out."""
     lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
@@ -37,22 +44,13 @@ def load_requirements(path: Path = REQUIREMENTS_FILE) -> list[Requirement]:
 
 def installed_versions(folder: Path) -> dict[str, str]:
     """Name and version of every package in ``folder``, by normalised name."""
-    found: dict[str, str] = {}
-    for distribution in importlib.metadata.distributions(path=[str(folder)]):
-        name, version = distribution.metadata["Name"], distribution.metadata["Version"]
-        if name and version:
-            found[canonicalize_name(name)] = version
-    return found
+    return {name: package.version for name, package in _packages(folder).items()}
 
 
 def find_gaps(folder: Path, requirements: list[Requirement]) -> list[Gap]:
     """What ``folder`` lacks of the requirements and of all that they need in turn. Starts no process."""
-    there = {
-        canonicalize_name(name): distribution
-        for distribution in importlib.metadata.distributions(path=[str(folder)])
-        if (name := distribution.metadata["Name"])
-    }
-    gaps: list[Gap] = []
+    there = _packages(folder)
+    gaps: set[Gap] = set()
     waiting = [(requirement, "") for requirement in requirements]
     seen: set[tuple[str, frozenset[str]]] = set()
     while waiting:
@@ -60,16 +58,16 @@ def find_gaps(folder: Path, requirements: list[Requirement]) -> list[Gap]:
         if not _applies(requirement):
             continue
         name = canonicalize_name(requirement.name)
-        distribution = there.get(name)
-        version = None if distribution is None else distribution.metadata["Version"]
-        if distribution is None or version is None or not _satisfies(version, requirement):
-            gaps.append(Gap(_short(requirement), version, asked_by))
+        package = there.get(name)
+        if package is None or not _satisfies(package.version, requirement):
+            found = None if package is None else package.version
+            gaps.add(Gap(f"{requirement.name}{requirement.specifier}", found, asked_by))
             continue
         key = (name, frozenset(requirement.extras))
         if key not in seen:
             seen.add(key)
-            waiting += [(child, name) for child in _children(distribution, requirement.extras)]
-    return sorted(set(gaps), key=lambda gap: (gap.asked_by, gap.requirement))
+            waiting += [(child, name) for child in _children(package, requirement.extras)]
+    return sorted(gaps, key=lambda gap: (gap.asked_by, gap.requirement))
 
 
 def incomplete_packages(folder: Path) -> list[str]:
@@ -116,13 +114,32 @@ def _satisfies(version: str, requirement: Requirement) -> bool:
         return False
 
 
-def _short(requirement: Requirement) -> str:
-    return f"{requirement.name}{requirement.specifier}"
+def _packages(folder: Path) -> dict[str, _Package]:
+    """Every package in ``folder`` by normalised name, from the heads of their descriptions.
+
+    importlib.metadata would parse the whole of each several times, which takes too long for the panel.
+    """
+    found: dict[str, _Package] = {}
+    for path in folder.glob("*.dist-info/METADATA"):
+        fields: dict[str, list[str]] = {"name": [], "version": [], "requires-dist": []}
+        with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as stream:
+            for line in stream:
+                if not line.strip():
+                    break
+                field, _, value = line.partition(":")
+                if field.lower() in fields:
+                    fields[field.lower()].append(value.strip())
+        if fields["name"] and fields["version"]:
+            package = _Package(fields["version"][0], tuple(fields["requires-dist"]))
+            found[canonicalize_name(fields["name"][0])] = package
+    return found
 
 
-def _children(distribution: importlib.metadata.Distribution, extras: set[str]) -> list[Requirement]:
+def _children(package: _Package, extras: set[str]) -> list[Requirement]:
     children = []
-    for text in distribution.requires or []:
+    for text in package.requires:
+        if not extras and "extra ==" in text:
+            continue
         try:
             child = Requirement(text)
         except InvalidRequirement:
