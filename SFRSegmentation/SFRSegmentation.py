@@ -1,6 +1,5 @@
 """SFR Segmentation for 3D Slicer: few labeled volumes in, a segmented cohort out. This file only wires."""
 
-import importlib
 import importlib.util
 import logging
 import sys
@@ -135,10 +134,12 @@ class SFRSegmentationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.panel.parameters.studyFolder = "" if study is None else str(study.root)
 
     def onReload(self):
-        """Reload the module with its packages, which Slicer's own reload leaves as they were."""
-        names = [name for name in sys.modules if name.split(".")[0] in ("SFRSegmentationLib", "SFRCore")]
-        for name in sorted(names, key=lambda name: name.count("."), reverse=True):
-            importlib.reload(sys.modules[name])
+        """Reload the module with its packages, which Slicer's own reload leaves as they were.
+
+        They are forgotten rather than reloaded one by one: imported anew they come in the right order.
+        """
+        for name in [name for name in sys.modules if name.split(".")[0] in ("SFRSegmentationLib", "SFRCore")]:
+            del sys.modules[name]
         super().onReload()
 
 

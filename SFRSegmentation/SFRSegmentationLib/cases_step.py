@@ -9,7 +9,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from SFRCore.study import ROLES
+from SFRCore.study import ROLES, Study
 from SFRCore.study.folder import STUDY_FILE
 from SFRCore.volumes import list_series
 
@@ -18,7 +18,7 @@ from .chore_follower import ChoreFollower
 from .chores import Chore, start_chore
 from .session import CASES, PROGRESS, RESULTS, STUDY
 from .step import DONE, EMPTY, READY, Step
-from .study_questions import agrees_to_files, ask_for_structures
+from .study_questions import agrees_to_files, ask_for_structures, knows_files, remember_files
 
 LAST_FOLDER = "SFR/lastFolder"
 
@@ -63,6 +63,8 @@ class CasesStep(Step):
     def changed(self, what: str) -> None:
         if what in (STUDY, CASES):
             self._stale = True
+            if self.session.study is not None:
+                remember_files(self.session.study)
         if what == RESULTS:
             if not self._stale and self.session.study is not None:
                 self.table.showCases(self.session.study, self.session.fresh)
@@ -129,9 +131,17 @@ class CasesStep(Step):
             self.panel.showHeaders()
 
     def reopen(self, folder: str) -> None:
-        """Open the study that a scene names, where it is on this computer and names no file unasked."""
+        """Open the study that a scene names, where it is here and its files are known."""
         if Path(folder, STUDY_FILE).is_file():
-            self.attempt(lambda: self._open(folder), wait=True)
+            self.attempt(lambda: self._reopen(folder), wait=True)
+
+    def _reopen(self, folder: str) -> None:
+        if knows_files(Study.open(folder)):
+            self.logic.openStudy(folder)
+        else:
+            self.ui.emptyLabel.text = _("This scene belongs to the study {folder}: open it.").format(
+                folder=folder
+            )
 
     def onNewStudy(self) -> None:
         """Ask for a folder and for what is to be segmented, and make the study."""

@@ -5,7 +5,7 @@ SFRError.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from .chore_follower import await_chore
 from .chores import Chore
 from .running_job import RunningJob
 from .session import CASES, JOB, PROGRESS, RESULTS, Session
-from .worker import COMMANDS, start_command, start_job, words_of
+from .worker import COMMANDS, start_command, start_job, start_words, words_of
 
 _log = logging.getLogger("SFR")
 
@@ -122,6 +122,15 @@ class StudyLogic:
         if command not in COMMANDS:
             raise InputError(f"There is no job '{command}'.", hint=f"Jobs: {', '.join(COMMANDS)}.")
         return self._follow(start_job(self.study.root, command, options))
+
+    def startAgain(self, words: Sequence[str]) -> RunningJob:
+        """Start a job by the words of an earlier one's command line: it goes on from its checkpoint.
+
+        The study is this one, wherever its folder lay then.
+        """
+        if len(words) < 2 or words[0] not in COMMANDS:
+            raise InputError("The last job cannot be repeated.", hint="Press Run instead.")
+        return self._follow(start_words(self.study.root, [words[0], str(self.study.root), *words[2:]]))
 
     def runningJob(self) -> RunningJob | None:
         """The job that runs in the open study, wherever it was started; None where there is none."""

@@ -45,24 +45,41 @@ def ask_for_structures(questions: Any, segmentation: Any) -> list[Structure] | N
 def agrees_to_files(questions: Any, folder: Path | str) -> bool:
     """Whether a study may be opened: the files outside it are shown, once for the same files."""
     study = Study.open(folder)
-    files = sorted(str(path) for path in study.outside_files())
-    if not files:
+    if knows_files(study):
         return True
-    key = f"{AGREED}/{hashlib.sha256(str(study.root).encode()).hexdigest()[:16]}"
-    digest = hashlib.sha256("\n".join(files).encode()).hexdigest()
-    if slicer.util.settingsValue(key, "") == digest:
-        return True
+    files = _outside(study)
     more = _("and {count} more").format(count=len(files) - LISTED) if len(files) > LISTED else ""
-    agreed = questions.confirm(
-        _("This study uses {count} files outside its folder. They are only read. Open it?").format(
-            count=len(files)
-        ),
-        _("Files outside the study"),
-        "\n".join([*files[:LISTED], more]).strip(),
+    return bool(
+        questions.confirm(
+            _("This study uses {count} files outside its folder. They are only read. Open it?").format(
+                count=len(files)
+            ),
+            _("Files outside the study"),
+            "\n".join([*files[:LISTED], more]).strip(),
+        )
     )
-    if agreed:
-        qt.QSettings().setValue(key, digest)
-    return bool(agreed)
+
+
+def knows_files(study: Study) -> bool:
+    """Whether a study uses no file outside it, or just those that it used when it was open here last."""
+    return not _outside(study) or slicer.util.settingsValue(_key(study), "") == _digest(study)
+
+
+def remember_files(study: Study) -> None:
+    """Note which files the open study uses, so that they are not asked about again."""
+    qt.QSettings().setValue(_key(study), _digest(study))
+
+
+def _outside(study: Study) -> list[str]:
+    return sorted(str(path) for path in study.outside_files())
+
+
+def _key(study: Study) -> str:
+    return f"{AGREED}/{hashlib.sha256(str(study.root).encode()).hexdigest()[:16]}"
+
+
+def _digest(study: Study) -> str:
+    return hashlib.sha256("\n".join(_outside(study)).encode()).hexdigest()
 
 
 def _segments(node: Any) -> dict[str, tuple[int, int, int]]:

@@ -1,14 +1,250 @@
-"""Step 3: one Run button, progress, Cancel and Continue."""
+"""Step 3: one Run button, the progress of its stages, Cancel and Continue; single steps for those who want
+them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import qt
+import slicer
 from slicer.i18n import tr as _
 
-from .step import Step
+from SFRCore.runtime.jobs import Job
+
+from .log_tail import LogTail
+from .loss_curve import draw_curves
+from .run_choices import RunChoices
+from .session import JOB, PROGRESS, RESULTS, STUDY
+from .stage_bars import StageBars
+from .step import DONE, EMPTY, READY, RUNNING, Step
+from .train_words import (
+    command_words,
+    duration,
+    end_words,
+    estimate_words,
+    plan_words,
+    stage_words,
+)
+from .worker import COMMANDS
+
+SINGLE = ("finetune", "pseudolabel", "retrain", "predict")
+STOPPED = ("cancelled", "failed", "died")
 
 
 class TrainStep(Step):
-    """Starting and following jobs."""
+    """Starts jobs and shows the one that is followed. ``choices`` are the controls of a run's settings."""
 
     uiFile = "Train.ui"
     title = _("Train")
+    primaryButton = "runButton"
+
+    def setup(self) -> None:
+        self.choices = RunChoices(self.ui)
+        self.bars = StageBars(self.ui.stagesHolder)
+        self.log = LogTail(self.ui.trainLogView)
+        self._last: tuple[str, str, Sequence[str], dict[str, Any] | None] | None = None
+        self._shownRun = ""
+        self.ui.runButton.connect("clicked()", lambda: self._start("run"))
+        self.ui.continueButton.connect("clicked()", lambda: self.attempt(self.onContinue))
+        self.ui.stopButton.connect("clicked()", lambda: self.attempt(self.onStop))
+        self.ui.copyLogButton.connect("clicked()", lambda: self.attempt(self.onCopyLog))
+        for command in SINGLE:
+            button = getattr(self.ui, f"{command}Button")
+            button.connect("clicked()", lambda command=command: self._start(command))
+        self.ui.trainLogGroup.connect("toggled(bool)", lambda open: self._showLog())
+        self.ui.recipeCombo.connect("currentIndexChanged(int)", lambda index: self._showRecipe())
+        self._showRecipe()
+
+    def opened(self) -> None:
+        self.refresh()
+
+    def changed(self, what: str) -> None:
+        if what == PROGRESS:
+            self._showProgress()
+            self.panel.showHeaders()
+        elif what != RESULTS:
+            if what == STUDY:
+                self._newStudy()
+            if what == JOB:
+                self._lookBack()
+            self.refresh()
+            if what == JOB:
+                self._announce()
+
+    def _newStudy(self) -> None:
+        self._lookBack()
+        study = self.session.study
+        if study is not None:
+            self.choices.show(study.preset, self._last[2] if self._last else ())
+
+    def _lookBack(self) -> None:
+        """Remember the newest run of the study: its command, state, words and error."""
+        study = self.session.study
+        self._last = None
+        if study is None:
+            return
+        jobs = [job for job in Job.list(study.root) if job.info.get("command") in COMMANDS]
+        if jobs:
+            job, info = jobs[-1], jobs[-1].info
+            words = [str(word) for word in info.get("args") or ()]
+            self._last = str(info["command"]), job.state, words, job.error()
+
+    def refresh(self) -> None:
+        study, job = self.session.study, self.session.job
+        self.choices.showDevices(getattr(self.panel.steps.get("setUp"), "doctor", None))
+        waits = self._waits()
+        stopped = self._last is not None and self._last[1] in STOPPED and bool(self._last[2])
+        self.primaryButton = "continueButton" if stopped and not self.session.busy else "runButton"
+        self.primaryReason = waits
+        for command in SINGLE:
+            self.allow(getattr(self.ui, f"{command}Button"), waits)
+        if self.primaryButton == "continueButton":
+            self.allow(self.ui.runButton, waits)
+        else:
+            self.allow(self.ui.continueButton, waits or _("No job was stopped before its end."))
+        self.allow(self.ui.stopButton, "" if self.session.busy else _("No job is running."))
+        self.allow(self.ui.copyLogButton, "" if self._shownRun else _("No job has run yet."))
+        if job is None:
+            self._showNothing()
+        self._showProgress()
+        if study is None:
+            self.setState(EMPTY, _("no study open"))
+        elif not self.session.busy:
+            self._showRest()
+
+    def _waits(self) -> str:
+        study = self.session.study
+        setUp = self.panel.steps.get("setUp")
+        if study is None:
+            return _("Create or open a study in step 2 first.")
+        if self.session.busy:
+            return _("A job is running in this study.")
+        if study.readonly:
+            return _("This study is read-only: copy it to a folder where you can write.")
+        if setUp is not None and setUp.state != DONE:
+            return _("Install what is missing in step 1 first.")
+        if not study.labeled_cases():
+            return _("Label at least one case in step 2 first.")
+        return ""
+
+    def _showRest(self) -> None:
+        if self._last is None:
+            ready = bool(self.logic.study.labeled_cases())
+            self.setState(READY if ready else EMPTY, "" if ready else _("waits for a labeled case"))
+            self.ui.jobLabel.text = _("Press Run. It goes on in the background, even if you close Slicer.")
+            return
+        command, state, _words, error = self._last
+        self.ui.jobLabel.text = end_words(command, state, error)
+        words = {"finished": "", "cancelled": _("stopped"), "failed": _("failed"), "died": _("crashed")}.get(
+            state, ""
+        )
+        self.setState(DONE if state == "finished" else READY, words)
+
+    def _showNothing(self) -> None:
+        self.bars.clear()
+        self._shownRun = ""
+        self.log.follow(None)
+        self.ui.jobLabel.text = ""
+        for label in (self.ui.estimateLabel, self.ui.warningsLabel, self.ui.curveLabel):
+            label.visible = False
+
+    def _showProgress(self) -> None:
+        job = self.session.job
+        if job is None:
+            return
+        if job.run != self._shownRun:
+            self.bars.clear()
+            self._shownRun = job.run
+            self.log.follow(job.logFile)
+        stage = job.progress.current
+        self.ui.stopButton.text = _("Stop now") if job.stopping else _("Cancel")
+        if job.running:
+            self._showRunning(job, stage)
+        if self.section.collapsed:
+            return
+        self.bars.show(job.progress.stages)
+        for label, text in (
+            (
+                self.ui.estimateLabel,
+                " ".join([plan_words(job.progress), estimate_words(job.progress)]).strip(),
+            ),
+            (self.ui.warningsLabel, "\n".join(job.progress.warnings)),
+        ):
+            label.text = text
+            label.visible = bool(text)
+        names = {name: stage_words(name) for name in job.progress.curves}
+        draw_curves(self.ui.curveLabel, job.progress.curves, names)
+        self._showLog()
+
+    def _showRunning(self, job: Any, stage: Any) -> None:
+        if job.stopping:
+            words = _("Stopping: it writes what it has done so far.")
+        elif stage is None or not stage.name:
+            words = _("{job}: starting.").format(job=command_words(job.command))
+        else:
+            words = _("{job}: {stage}.").format(job=command_words(job.command), stage=stage_words(stage.name))
+        self.ui.jobLabel.text = words
+        note = _("running")
+        if stage is not None and stage.total:
+            note = f"{stage_words(stage.name)}, {100 * stage.fraction:.0f} %"
+            if stage.remaining is not None:
+                note += ", " + _("{time} left").format(time=duration(stage.remaining))
+        self.state, self.note = RUNNING, note
+
+    def _showLog(self) -> None:
+        if not self.ui.trainLogGroup.collapsed:
+            self.log.read()
+
+    def _showRecipe(self) -> None:
+        combo = self.ui.recipeCombo
+        self.ui.recipeWords.text = str(combo.itemData(combo.currentIndex, qt.Qt.ToolTipRole) or "")
+
+    def _start(self, command: str, **more: Any) -> None:
+        self.attempt(lambda: self.start(command, **more))
+
+    def start(self, command: str, **more: Any) -> None:
+        """Start a job with the settings that are shown."""
+        options = self.choices.options()
+        if command == "predict":
+            options = {name: value for name, value in options.items() if name in ("recipe", "ssl", "device")}
+        elif options["preset"] != self.logic.study.preset:
+            self.logic.study.preset = options["preset"]
+        self.panel.clearError()
+        self.logic.start(command, **options, **more)
+
+    def onContinue(self) -> None:
+        """Start the last job again with its own words: it goes on from its checkpoint."""
+        if self._last is not None:
+            self.panel.clearError()
+            self.logic.startAgain(self._last[2])
+
+    def onStop(self) -> None:
+        """Ask the job to stop; the second time it is ended at once."""
+        if self.session.job is not None:
+            self.session.job.cancel()
+            self._showProgress()
+
+    def onCopyLog(self) -> None:
+        """The whole log to the clipboard."""
+        job = self.session.job
+        if job is not None:
+            text = job.logFile.read_text(encoding="utf-8", errors="replace")
+            qt.QApplication.clipboard().setText(text)
+
+    def _announce(self) -> None:
+        """Say that the job has ended, also to a user who is elsewhere; ask where it would take very long."""
+        job = self.session.job
+        if job is None or job.running:
+            return
+        error = job.error or {}
+        words = end_words(job.command, job.state, error)
+        slicer.util.showStatusMessage(words, 10000)
+        if error.get("code") == "long_run":
+            if self.questions.confirm(
+                words + "\n" + _("Start it anyway?"), _("A very long run"), estimate_words(job.progress)
+            ):
+                self.attempt(lambda: self.logic.startAgain([*self._last[2], "--yes"]))
+        elif job.state in ("failed", "died"):
+            self.panel.showError(str(error.get("message", "")), str(error.get("hint", "")))

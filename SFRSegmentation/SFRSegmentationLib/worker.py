@@ -30,8 +30,12 @@ def start_job(study_root: Path | str, command: str, options: Mapping[str, Any]) 
 
     Raises InputError where the study has a running job or the interpreter cannot be started.
     """
+    return start_words(study_root, [command, str(study_root), *words_of(options)])
+
+
+def start_words(study_root: Path | str, words: Sequence[str]) -> Job:
+    """Start a job by the words of its command line, as ``start_job``."""
     worker = find_worker_python()
-    words = [command, str(study_root), *words_of(options)]
     return Job.start(study_root, words, python=worker.program, env=worker_changes(worker))
 
 

@@ -1,13 +1,72 @@
-"""The panel as a whole: it opens on a bare Slicer, one section is open, and it bears what a scene goes
+"""The panel as a whole: it opens on a bare Slicer, one section at a time, and bears what a scene goes
 through.
 """
 
+import ast
+import importlib.util
+import sys
+import time
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
 import slicer
+from panel_tools import Answers, study_of
+
+MODULE = Path(__file__).resolve().parents[2] / "SFRSegmentation"
+OF_SLICER = {
+    "SFRCore", "SFRSegmentationLib", "SimpleITK", "ctk", "numpy", "packaging", "pydicom", "qt", "requests",
+    "scipy", "slicer", "vtk", "SampleData",
+}  # fmt: skip
+CONTROLS = (
+    "QPushButton", "QToolButton", "QComboBox", "QCheckBox", "QSpinBox", "QDoubleSpinBox", "QLineEdit",
+    "QSlider", "QTableView", "QTableWidget", "QPlainTextEdit", "QProgressBar", "ctkSliderWidget",
+    "qMRMLNodeComboBox", "qMRMLCheckableNodeComboBox", "ctkPathLineEdit", "ctkCollapsibleButton",
+    "ctkCollapsibleGroupBox", "QListView", "QTreeView",
+)  # fmt: skip
+
+
+def controls():
+    for path in sorted((MODULE / "Resources" / "UI").glob("*.ui")):
+        for widget in ElementTree.parse(path).getroot().iter("widget"):
+            if widget.get("class") in CONTROLS:
+                yield path.name, widget
+
+
+def text_of(widget, name):
+    found = widget.find(f"property[@name='{name}']/string")
+    return "" if found is None or found.text is None else found.text.strip()
 
 
 def test_opens_with_five_steps(widget):
     assert list(widget.panel.steps) == ["setUp", "cases", "train", "review", "results"]
     assert [step.section.text[:2] for step in widget.panel.steps.values()] == ["1.", "2.", "3.", "4.", "5."]
+
+
+def test_opens_at_once(widget):
+    begin = time.perf_counter()
+    slicer.util.reloadScriptedModule("SFRSegmentation")
+    taken = time.perf_counter() - begin
+    print(f"the panel is there after {taken:.2f} s")
+    assert taken < 1.5
+
+
+def test_needs_nothing_that_slicer_lacks():
+    """The environment of these tests has no torch; and no file imports anything else that Slicer lacks."""
+    assert importlib.util.find_spec("torch") is None
+    assert not {"matplotlib", "typer", "rich", "PIL"} & {
+        name.split(".")[0] for name in sys.modules if name.startswith("SFR")
+    }
+    for path in [MODULE / "SFRSegmentation.py", *sorted((MODULE / "SFRSegmentationLib").glob("*.py"))]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module]
+            for name in names:
+                top = name.split(".")[0]
+                assert top in OF_SLICER or top in sys.stdlib_module_names, f"{path.name} imports {name}"
 
 
 def test_one_section_is_open(widget):
@@ -18,9 +77,128 @@ def test_one_section_is_open(widget):
     assert [step.section.collapsed for step in widget.panel.steps.values()].count(False) == 1
 
 
+def test_one_primary_button_at_most(widget, tmp_path):
+    widget.logic.openStudy(study_of(tmp_path).root)
+    for key in widget.panel.steps:
+        widget.panel.open(key)
+        enabled = [
+            name
+            for name, step in widget.panel.steps.items()
+            if step.primaryButton and getattr(step.ui, step.primaryButton).enabled
+        ]
+        assert enabled in ([], [key])
+        for name, step in widget.panel.steps.items():
+            if name != key and step.primaryButton:
+                button = getattr(step.ui, step.primaryButton)
+                assert "\n" in button.toolTip, f"{step.primaryButton} does not say what it waits for"
+
+
+def test_every_control_says_what_it_does():
+    nameless = [
+        f"{file}: {widget.get('name')}" for file, widget in controls() if not text_of(widget, "toolTip")
+    ]
+    assert nameless == []
+    silent = [
+        f"{file}: {widget.get('name')}"
+        for file, widget in controls()
+        if not text_of(widget, "accessibleName")
+    ]
+    assert silent == []
+
+
+def test_same_names_are_of_the_same_kind():
+    """A name that two .ui files share belongs to one class, so that it can be held against Slicer's."""
+    kinds = {}
+    for _file, widget in controls():
+        assert kinds.setdefault(widget.get("name"), widget.get("class")) == widget.get("class")
+
+
+def test_disabled_controls_say_what_they_wait_for(widget):
+    own = {widget.get("name"): text_of(widget, "toolTip") for _file, widget in controls()}
+    for key, step in widget.panel.steps.items():
+        widget.panel.open(key)
+        for name, control in vars(step.ui).items():
+            disabled = name.endswith("Button") and not control.isEnabledTo(control.parentWidget())
+            if disabled and name in own:
+                assert len(control.toolTip) > len(own[name]), f"{name} is disabled and does not say why"
+
+
+def test_every_name_of_the_wiring_exists(widget):
+    """`ui.NAME` in a step's file is a widget of its .ui file."""
+    for step in widget.panel.steps.values():
+        source = Path(sys.modules[type(step).__module__].__file__).read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self.ui":
+                assert hasattr(step.ui, node.attr), f"{step.uiFile} has no {node.attr}"
+
+
 def test_scene_closed(widget):
     slicer.mrmlScene.Clear(0)
     assert widget.panel.parameters is not None
     widget.exit()
     slicer.mrmlScene.Clear(0)
     widget.enter()
+
+
+def test_scene_saved_and_opened_again(widget, tmp_path):
+    study = study_of(tmp_path)
+    widget.logic.openStudy(study.root)
+    path = str(tmp_path / "scene.mrb")
+    assert slicer.util.saveScene(path)
+    slicer.mrmlScene.Clear(0)
+    widget.logic.closeStudy()
+    assert widget.panel.parameters.studyFolder == ""
+    parameters = widget.panel.parameters
+    parameters.studyFolder = str(study.root)
+    slicer.mrmlScene.StartState(slicer.mrmlScene.ImportState)
+    slicer.mrmlScene.EndState(slicer.mrmlScene.ImportState)
+    assert widget.logic.study.root == study.root
+
+
+def test_unknown_files_are_not_read_by_opening_a_scene(widget, tmp_path):
+    study = study_of(tmp_path)
+    widget.panel.questions = Answers()
+    widget.panel.open("cases")
+    widget.panel.steps["cases"].reopen(str(study.root))
+    assert widget.logic.session.study is None
+    assert "open it" in widget.panel.steps["cases"].ui.emptyLabel.text
+    widget.panel.steps["cases"].reopen(str(tmp_path / "nowhere"))
+
+
+def test_errors_are_said_in_the_panel(widget):
+    step = widget.panel.steps["cases"]
+    assert step.attempt(lambda: widget.logic.study) is None
+    assert "No study is open. Create or open" in widget.panel.ui.errorLabel.text
+    step.attempt(lambda: 1 / 0)
+    assert "division by zero" in widget.panel.ui.errorLabel.text
+    assert step.attempt(lambda: 7, wait=True) == 7
+
+
+def test_one_deaf_listener_does_not_silence_the_others(widget, caplog):
+    heard = []
+    widget.logic.session.listen(lambda what: 1 / 0)
+    widget.logic.session.listen(heard.append)
+    widget.logic.session.changed("chore")
+    assert heard == ["chore"] and "could not show a change" in caplog.text
+
+
+@pytest.fixture
+def packages_put_back():
+    kept = {
+        name: sys.modules[name]
+        for name in sys.modules
+        if name.split(".")[0] in ("SFRSegmentationLib", "SFRCore")
+    }
+    yield kept
+    for name in [name for name in sys.modules if name.split(".")[0] in ("SFRSegmentationLib", "SFRCore")]:
+        del sys.modules[name]
+    sys.modules.update(kept)
+    slicer.util.reloadScriptedModule("SFRSegmentation")
+
+
+def test_reload_takes_the_packages_along(widget, packages_put_back):
+    widget.onReload()
+    again = slicer.util.getModuleWidget("SFRSegmentation")
+    assert again is not widget and again.panel is not None
+    assert sys.modules["SFRSegmentationLib.panel"] is not packages_put_back["SFRSegmentationLib.panel"]
+    assert sys.modules["SFRCore.errors"] is not packages_put_back["SFRCore.errors"]

@@ -52,6 +52,16 @@ behaviour(
 )
 
 
+def _buildGroup(self):
+    self.setCheckable(True)
+    self.toggled.connect(lambda on: setattr(self, "collapsed", not on) if self.collapsed == on else None)
+
+
+behaviour(
+    "ctkCollapsibleGroupBox", _build=_buildGroup, _set_collapsed=lambda self, on: self.setChecked(not on)
+)
+
+
 def _buildPath(self):
     layout = qt.QHBoxLayout(self)
     layout.setContentsMargins(0, 0, 0, 0)

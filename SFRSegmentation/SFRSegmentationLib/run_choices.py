@@ -1,0 +1,86 @@
+"""The choices of a run in the Train step: read from its controls, and put back from what ran last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import qt
+from slicer.i18n import tr as _
+
+from SFRCore.presets import PRESETS
+
+from . import catalogue
+from .train_words import device_choices, foundation_words
+
+DEFAULTS = {
+    "recipe": "sfr", "ssl": "mean_teacher", "student": "vnet", "device": "auto",
+    "iterations_finetune": 0, "iterations_retrain": 0,
+}  # fmt: skip
+
+
+class RunChoices:
+    """Fills the controls of ``ui`` and reads them. ``options()`` are those of ``sfr run``."""
+
+    def __init__(self, ui: Any) -> None:
+        self.ui = ui
+        self._combos = {
+            "preset": ui.presetCombo, "recipe": ui.recipeCombo, "foundation": ui.foundationCombo,
+            "device": ui.deviceCombo, "ssl": ui.methodCombo, "student": ui.studentCombo,
+        }  # fmt: skip
+        self._spins = {"iterations_finetune": ui.finetuneSteps, "iterations_retrain": ui.retrainSteps}
+        self._devices: list[tuple[str, str]] = []
+        for name, preset in PRESETS.items():
+            ui.presetCombo.addItem(preset.summary if name != "auto" else _("Any volumes (automatic)"), name)
+        for name, summary in catalogue.recipes().items():
+            ui.recipeCombo.addItem(name, name)
+            ui.recipeCombo.setItemData(ui.recipeCombo.count - 1, summary, qt.Qt.ToolTipRole)
+        for name, words in foundation_words().items():
+            ui.foundationCombo.addItem(words, name)
+        for name, words in catalogue.methods().items():
+            ui.methodCombo.addItem(name, name)
+            ui.methodCombo.setItemData(ui.methodCombo.count - 1, words, qt.Qt.ToolTipRole)
+        for name in catalogue.students():
+            ui.studentCombo.addItem(name, name)
+        self.showDevices(None)
+
+    def showDevices(self, doctor: Any) -> None:
+        """Offer the devices that the worker told of; the choice stays."""
+        found = device_choices(doctor)
+        if found != self._devices:
+            chosen = self.value("device") if self._devices else "auto"
+            self._devices = found
+            combo = self.ui.deviceCombo
+            combo.clear()
+            for text, name in found:
+                combo.addItem(text, name)
+            self.choose("device", chosen)
+
+    def value(self, name: str) -> str:
+        """What is chosen in one of the lists."""
+        return str(self._combos[name].currentData)
+
+    def choose(self, name: str, value: str) -> None:
+        """Choose in a list; a value that it lacks (a file, a device) is added."""
+        combo = self._combos[name]
+        if combo.findData(value) < 0:
+            combo.addItem(value, value)
+        combo.setCurrentIndex(combo.findData(value))
+
+    def options(self) -> dict[str, Any]:
+        """What is chosen, less what is the default anyway."""
+        chosen: dict[str, Any] = {name: self.value(name) for name in self._combos}
+        chosen.update({name: spin.value for name, spin in self._spins.items()})
+        return {name: value for name, value in chosen.items() if value != DEFAULTS.get(name)}
+
+    def show(self, preset: str, words: Sequence[str]) -> None:
+        """Show a study's preset, and the settings of the command line ``words`` of its last run."""
+        given = dict(zip(words, words[1:], strict=False))
+        self.choose("preset", given.get("--preset", preset))
+        for name in self._combos:
+            if name != "preset":
+                fallback = DEFAULTS.get(name, "vit_b")
+                self.choose(name, given.get("--" + name, str(fallback)))
+        for name, spin in self._spins.items():
+            text = given.get("--" + name.replace("_", "-"), "0")
+            spin.value = int(text) if text.isdecimal() else 0

@@ -1,0 +1,92 @@
+"""The steps as methods, for the console: with the panel and without it, the same."""
+
+import pytest
+import slicer
+from panel_tools import cohort, give_result, loaded_volume, study_of
+
+from SFRCore.errors import InputError
+
+
+@pytest.fixture(params=["panel's", "own"])
+def logic(request, widget):
+    import SFRSegmentation
+
+    if request.param == "own":
+        return SFRSegmentation.SFRSegmentationLogic()
+    assert slicer.util.getModuleLogic("SFRSegmentation") is widget.logic
+    return widget.logic
+
+
+def test_study_from_nodes_and_files(logic, tmp_path):
+    heard = []
+    with pytest.raises(InputError, match="No study is open"):
+        logic.reviewQueue()
+    logic.session.listen(heard.append)
+    logic.createStudy(tmp_path / "s", structures={1: "Anterior lobe", 2: "Posterior lobe"})
+    volume, segmentation = loaded_volume()
+    assert logic.addVolume(volume, segmentation, role="labeled").id == "scan"
+    images, labels = cohort(tmp_path / "cohort", cases=2)
+    assert [case.role for case in logic.addFolder(images, labels=labels)] == ["labeled", "labeled"]
+    logic.setRole(["case_01", "case_02"], "ignored")
+    assert [case.role for case in logic.study.cases.values()] == ["labeled", "ignored", "ignored"]
+    assert heard == ["study", "cases", "cases", "cases"]
+
+
+def test_review_from_the_console(logic, tmp_path):
+    study = study_of(tmp_path, cases=6)
+    for id, dice in (("case_03", 0.7), ("case_04", 0.5), ("case_05", 0.6)):
+        give_result(study, id, dice=dice)
+    logic.openStudy(study.root)
+    assert [item.id for item in logic.reviewQueue()] == ["case_04", "case_05", "case_03"]
+    logic.accept("case_04")
+    logic.reject("case_05")
+    node = logic.loadPrediction("case_03")
+    logic.loadImage("case_03")
+    logic.acceptCorrected("case_03", node)
+    cases = logic.study.cases
+    assert [cases[id].review for id in ("case_03", "case_04", "case_05")] == [
+        "corrected",
+        "accepted",
+        "rejected",
+    ]
+    assert logic.reviewQueue() == []
+
+
+def test_what_cannot_be_done_is_said(logic, tmp_path):
+    study = study_of(tmp_path)
+    logic.openStudy(study.root)
+    with pytest.raises(InputError, match="There is no job 'fly'"):
+        logic.start("fly")
+    with pytest.raises(InputError, match="cannot be repeated"):
+        logic.startAgain(["fly"])
+    with pytest.raises(InputError, match="no prediction"):
+        logic.loadPrediction("case_03")
+
+
+def test_words_of_the_command_line():
+    from SFRSegmentationLib.worker import words_of
+
+    options = {
+        "foundation": "vit_b", "iterations_retrain": 5, "patch": (96, 96, 64), "yes": True, "fast": False,
+        "faithful": False, "seed": None, "method_options": {"ramp": (0.1, 40)},
+    }  # fmt: skip
+    assert words_of(options) == [
+        "--foundation", "vit_b", "--iterations-retrain", "5", "--patch", "96,96,64", "--yes", "--dense",
+        "--method-option", "ramp=0.1,40",
+    ]  # fmt: skip
+
+
+def test_catalogue_agrees_with_the_sources():
+    from SFRSegmentationLib import catalogue
+
+    assert {"sfr", "baseline"} <= set(catalogue.recipes()) and next(iter(catalogue.recipes())) == "sfr"
+    assert {"mean_teacher", "supervised", "ua_mt"} <= set(catalogue.methods())
+    assert catalogue.students()[0] == "vnet"
+    assert all(words.endswith((".", ")", "n")) and len(words) > 20 for words in catalogue.methods().values())
+
+
+def test_module_s_own_tests(widget):
+    """What Slicer runs with Reload and Test."""
+    import SFRSegmentation
+
+    SFRSegmentation.SFRSegmentationTest().runTest()

@@ -1,0 +1,301 @@
+"""Step 3: jobs are started, followed, stopped and continued by clicks; most with a pretended worker."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import slicer
+from panel_tools import Answers, study_of
+from SFRSegmentationLib import running_job
+
+from SFRCore.runtime.jobs import Job
+from SFRCore.runtime.processes import process_alive
+
+HERE = Path(__file__).resolve().parent
+
+
+@pytest.fixture
+def pretend(tmp_path, monkeypatch):
+    """pretend(mode): the worker's Python is fake_worker.py from now on, in that mode."""
+    program = tmp_path / "python"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {HERE / "fake_worker.py"} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("SFR_PYTHON", str(program))
+    return lambda mode: monkeypatch.setenv("FAKE_WORKER", mode)
+
+
+@pytest.fixture
+def step(widget, pretend, tmp_path):
+    """The Train step of a study of four cases, open and waiting for a click."""
+    pretend("steady")
+    widget.logic.openStudy(study_of(tmp_path).root)
+    widget.panel.open("train")
+    step = widget.panel.steps["train"]
+    step.choices.choose("foundation", "tiny")
+    yield step
+    job = Job.running(step.session.study.root) if step.session.study is not None else None
+    if job is not None:
+        job.kill()
+
+
+def turn(step, condition, seconds=30.0):
+    """Let the event loop turn until the condition holds; returns the longest that it was held, in seconds."""
+    longest, end = 0.0, time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"timed out: {step.ui.jobLabel.text} {step.section.text}"
+        begin = time.perf_counter()
+        slicer.app.processEvents()
+        longest = max(longest, time.perf_counter() - begin)
+        time.sleep(0.002)
+    return longest
+
+
+def ended(step):
+    return lambda: step.session.job is not None and not step.session.job.running
+
+
+def test_waits_are_said_in_the_tooltips(widget, tmp_path):
+    widget.panel.open("train")
+    step = widget.panel.steps["train"]
+    assert not step.ui.runButton.enabled and "step 2" in step.ui.runButton.toolTip
+    widget.logic.openStudy(study_of(tmp_path, labeled=0).root)
+    assert not step.ui.runButton.enabled
+    assert "No job is running" in step.ui.stopButton.toolTip
+
+
+def test_run_by_click_to_its_end(step, pretend):
+    pretend("quick")
+    assert step.ui.runButton.enabled and not step.ui.continueButton.enabled
+    step.ui.runButton.click()
+    assert not step.ui.runButton.enabled and step.ui.stopButton.enabled
+    assert "running in this study" in step.ui.runButton.toolTip
+    turn(step, ended(step))
+    assert step.session.job.state == "finished" and "finished" in step.ui.jobLabel.text
+    assert step.section.text == "3. Train: done"
+    assert step.bars.bars["finetune"].value == 1000
+    assert step.ui.runButton.enabled and not step.ui.stopButton.enabled
+    args = step.session.job.job.info["args"]
+    assert args[:2] == ["run", str(step.session.study.root)]
+    assert args[2:] == ["--preset", "auto", "--foundation", "tiny"]
+
+
+def test_settings_reach_the_command_line_and_come_back(step, pretend):
+    pretend("quick")
+    step.choices.choose("preset", "hippocampus")
+    step.choices.choose("ssl", "ua_mt")
+    step.ui.finetuneSteps.value = 12
+    step.ui.finetuneButton.click()
+    turn(step, ended(step))
+    args = step.session.job.job.info["args"]
+    assert args[0] == "finetune" and "--iterations-finetune 12" in " ".join(args)
+    assert step.session.study.preset == "hippocampus"
+    root = step.session.study.root
+    step.logic.closeStudy()
+    step.choices.choose("ssl", "mean_teacher")
+    step.logic.openStudy(root)
+    assert step.choices.value("ssl") == "ua_mt" and step.ui.finetuneSteps.value == 12
+    assert step.choices.value("preset") == "hippocampus"
+
+
+def test_progress_curve_and_remaining_time(step, tmp_path):
+    step.ui.runButton.click()
+    turn(step, lambda: len(step.session.job.progress.curves.get("finetune", ())) > 5)
+    turn(step, lambda: step.ui.curveLabel.visible or step.ui.curveLabel.pixmap is not None)
+    assert "2 min left" in step.section.text or "90 s left" in step.section.text
+    assert "left" in step.bars.bars["finetune"].text
+    assert not step.ui.curveLabel.pixmap.isNull() and "loss" in step.ui.curveLabel.toolTip
+    step.widget.resize(420, 700)
+    assert step.widget.grab().save(str(tmp_path / "train.png"))
+
+
+def test_cancel_and_continue(step, pretend):
+    step.ui.runButton.click()
+    turn(step, lambda: "finetune" in step.bars.bars)
+    step.ui.stopButton.click()
+    assert step.ui.stopButton.text == "Stop now" and "Stopping" in step.ui.jobLabel.text
+    turn(step, ended(step))
+    assert step.session.job.state == "cancelled" and "stopped" in step.section.text
+    assert step.ui.continueButton.enabled and step.primaryButton == "continueButton"
+    first = step.session.job
+    pretend("quick")
+    step.choices.choose("ssl", "cps")
+    step.ui.continueButton.click()
+    turn(step, lambda: step.session.job is not first and not step.session.job.running)
+    assert step.session.job.job.info["args"] == first.job.info["args"]
+    assert step.session.job.state == "finished" and not step.ui.continueButton.enabled
+
+
+@pytest.mark.parametrize("way", ["second click", "ten seconds"])
+def test_stubborn_job_leaves_no_process(step, pretend, monkeypatch, way):
+    pretend("stubborn")
+    monkeypatch.setattr(running_job, "SECONDS_TO_STOP", 1.0 if way == "ten seconds" else 60.0)
+    step.ui.runButton.click()
+    turn(step, lambda: step.session.job.progress.current is not None)
+    job = step.session.job
+    pids = [int(job.job.info["pid"]), int((job.job.run_dir / "child").read_text())]
+    assert all(process_alive(pid) for pid in pids)
+    asked = time.monotonic()
+    step.ui.stopButton.click()
+    if way == "second click":
+        turn(step, lambda: time.monotonic() - asked > 0.7)
+        assert job.running and all(process_alive(pid) for pid in pids)
+        step.ui.stopButton.click()
+    held = turn(step, ended(step))
+    print(
+        f"{way}: gone {time.monotonic() - asked:.1f} s after the first click, loop held {1e3 * held:.0f} ms"
+    )
+    assert not any(process_alive(pid) for pid in pids)
+    assert job.state == "cancelled" and time.monotonic() - asked < 6 + 1.0
+
+
+def test_job_killed_by_the_system(step, pretend):
+    pretend("dies")
+    step.ui.runButton.click()
+    turn(step, ended(step))
+    assert step.session.job.state == "died"
+    assert "out of memory" in step.ui.jobLabel.text and "out of memory" in step.panel.ui.errorLabel.text
+    assert step.session.job.progress.stages["finetune"].step == 4
+    assert step.ui.continueButton.enabled and "crashed" in step.section.text
+
+
+def test_job_that_fails_says_why(step, pretend):
+    pretend("fails")
+    step.ui.runButton.click()
+    turn(step, ended(step))
+    assert "case_02 cannot be read. Look at the file." in step.panel.ui.errorLabel.text
+    assert "failed" in step.section.text
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_very_long_run_is_asked_about(step, pretend, answer):
+    pretend("long")
+    step.panel.questions = Answers(answer)
+    step.ui.runButton.click()
+    turn(step, lambda: bool(step.panel.questions.asked))
+    assert "40 hours" in step.panel.questions.asked[0][0]
+    turn(step, ended(step))
+    assert step.session.job.state == ("finished" if answer else "failed")
+    assert ("--yes" in step.session.job.job.info["args"]) == answer
+
+
+def test_log_is_shown_and_copied(step, pretend):
+    import qt
+
+    pretend("quick")
+    step.ui.trainLogGroup.collapsed = False
+    step.ui.runButton.click()
+    turn(step, ended(step))
+    with open(step.session.job.logFile, "a", encoding="utf-8") as log:
+        log.write("a line of the worker\nhalf a li")
+    step.panel.refresh()
+    assert "a line of the worker" in step.ui.trainLogView.plainText
+    assert "half" not in step.ui.trainLogView.plainText
+    step.ui.copyLogButton.click()
+    assert "a line of the worker" in qt.QApplication.clipboard().text()
+
+
+def test_torn_line_of_events(step):
+    step.ui.runButton.click()
+    turn(step, lambda: step.session.job.progress.current is not None)
+    job = step.session.job
+    whole = {"time": 9e9, "stage": "predict", "event": "progress", "step": 1, "total": 2}
+    line = json.dumps(whole).encode() + b"\n"
+    job.job.kill()
+    turn(step, ended(step))
+    with open(job.job.folder.events_file, "ab") as stream:
+        stream.write(b'not json at all\n"neither"\n[1]\n' + line[:30])
+    job.poll()
+    assert "predict" not in job.progress.stages
+    with open(job.job.folder.events_file, "ab") as stream:
+        stream.write(line[30:])
+    job.poll()
+    assert job.progress.stages["predict"].total == 2
+
+
+def test_panel_finds_the_job_of_a_closed_slicer(step, pretend):
+    """Another process starts the job and ends, as a closed Slicer does; the panel then follows it."""
+    study = step.session.study
+    step.logic.closeStudy()
+    starter = (
+        "import sys; from SFRCore.runtime.jobs import Job;"
+        "Job.start(sys.argv[1], ['run', sys.argv[1], '--ssl', 'cps'])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "FAKE_WORKER": "steady"}
+    subprocess.run([sys.executable, "-c", starter, str(study.root)], env=environment, check=True)
+    step.logic.openStudy(study.root)
+    assert step.session.busy and not step.ui.runButton.enabled
+    turn(step, lambda: "finetune" in step.bars.bars)
+    assert step.choices.value("ssl") == "cps"
+    step.ui.stopButton.click()
+    turn(step, ended(step))
+    assert step.session.job.state == "cancelled"
+
+
+def test_reload_follows_the_same_job(widget, step):
+    step.ui.runButton.click()
+    turn(step, lambda: step.session.job.progress.current is not None)
+    run = step.session.job.run
+    slicer.util.reloadScriptedModule("SFRSegmentation")
+    again = slicer.util.getModuleWidget("SFRSegmentation")
+    step = again.panel.steps["train"]
+    assert step.session.job is not None and step.session.job.run == run and step.session.busy
+    again.panel.open("train")
+    step.ui.stopButton.click()
+    turn(step, ended(step))
+
+
+def test_event_loop_is_free_while_much_is_said(step, pretend):
+    """A job of hours is found at once: 60,000 events, some 9 MB, are read in small blocks."""
+    pretend("flood")
+    step.ui.runButton.click()
+    held = turn(step, ended(step), 60)
+    size = step.session.job.job.folder.events_file.stat().st_size
+    root, run = step.session.study.root, step.session.job.run
+    found = running_job.RunningJob(Job(root, run))
+    begin = time.monotonic()
+    again = turn(step, lambda: not found.running and not found._timer.active)
+    print(
+        f"following {size / 1e6:.1f} MB of events held the event loop {1e3 * held:.0f} ms at most, "
+        f"catching up {1e3 * again:.0f} ms at most, in {time.monotonic() - begin:.1f} s"
+    )
+    assert len(found.progress.curves["finetune"]) < 700
+    assert held < 0.1 and again < 0.1
+
+
+def test_wait_keeps_the_event_loop_turning(step, pretend):
+    import qt
+
+    pretend("quick")
+    ticks = []
+    timer = qt.QTimer()
+    timer.setInterval(20)
+    timer.connect("timeout()", lambda: ticks.append(1))
+    timer.start()
+    assert step.logic.start("run", foundation="tiny").wait(30) == "finished"
+    timer.stop()
+    assert len(ticks) > 5
+
+
+def test_real_worker_with_the_tiny_foundation(step, monkeypatch, workerPython):
+    """The whole loop with the real worker: cancelled in the middle by a click, continued, loaded."""
+    monkeypatch.setenv("SFR_PYTHON", workerPython)
+    step.ui.finetuneSteps.value = step.ui.retrainSteps.value = 3
+    step.choices.choose("device", "cpu")
+    step.ui.runButton.click()
+    held = turn(step, lambda: "finetune" in step.bars.bars or not step.session.busy, 120)
+    step.ui.stopButton.click()
+    held = max(held, turn(step, ended(step), 60))
+    assert step.session.job.state == "cancelled", step.ui.jobLabel.text
+    step.ui.continueButton.click()
+    held = max(held, turn(step, ended(step), 180))
+    print(f"following a real run held the event loop {1e3 * held:.0f} ms at most")
+    assert step.session.job.state == "finished", step.ui.jobLabel.text
+    assert held < 0.1
+    assert set(step.bars.bars) >= {"finetune", "pseudolabel", "retrain", "predict"}
+    assert [item.id for item in step.logic.reviewQueue()] == ["case_03"]
+    node = step.logic.loadPrediction("case_03")
+    assert node.GetSegmentation().GetNumberOfSegments() == 2
