@@ -63,6 +63,7 @@ def show_legend(node: slicer.vtkMRMLScalarVolumeNode, title: str) -> None:
     legend.SetTitleText(title)
     legend.SetLabelFormat("%.2f")
     legend.SetNumberOfLabels(3)
+    legend.SetSize(0.12, 0.4)
     legend.SetSaveWithScene(False)
 
 

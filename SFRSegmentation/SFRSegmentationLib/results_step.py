@@ -18,6 +18,8 @@ from .one_by_one import Action, OneByOne
 from .result_files import ResultRow, result_rows, write_nifti, write_segmentation, write_table
 from .step import DONE, EMPTY, READY, RUNNING, Step
 
+_ROW_HEIGHT = 24
+
 
 class ResultsStep(Step):
     """``rows`` are the predicted cases, as the table lists them."""
@@ -38,6 +40,7 @@ class ResultsStep(Step):
         self.ui.resultsView.setModel(self._model)
         self.ui.resultsView.verticalHeader().setVisible(False)
         self.ui.resultsView.horizontalHeader().setStretchLastSection(True)
+        self.ui.resultsView.verticalHeader().setDefaultSectionSize(_ROW_HEIGHT)
         self.ui.loadButton.connect("clicked()", lambda: self.onLoad(images=False))
         self.ui.loadImagesButton.connect("clicked()", lambda: self.onLoad(images=True))
         self.ui.scoresButton.connect("clicked()", self.onScores)
@@ -80,12 +83,13 @@ class ResultsStep(Step):
     def onLoad(self, images: bool) -> None:
         """Predictions become segmentation nodes, one at a time."""
         study = self.session.study
-        actions: list[tuple[str, Action]] = []
-        for id in self.selected():
+
+        def load(id: str) -> None:
             if images:
-                actions.append((id, lambda id=id: scene.load_image(study, id)))
-            actions.append((id, lambda id=id: scene.load_result(study, id)))
-        self._start(_("Loading predictions"), actions)
+                scene.load_image(study, id)
+            scene.load_result(study, id)
+
+        self._start(_("Loading predictions"), [(id, lambda id=id: load(id)) for id in self.selected()])
 
     def onExport(self, write: Any) -> None:
         """Predictions become files in a folder that the user chooses."""
@@ -214,16 +218,25 @@ class ResultsStep(Step):
     def _fillTable(self, study: Study | None) -> None:
         structures = [] if study is None else study.structures
         names = [_("{name} (ml)").format(name=structure.name) for structure in structures]
+        heads = {
+            _("Case"): "",
+            **{name: _("Volume of the prediction in milliliters") for name in names},
+            _("Expected Dice"): _("How well the model expects to have done, 0 to 1; the smallest structure"),
+            _("Dice"): _("Agreement with the reference, 0 to 1, where the case has one; mean of structures"),
+            _("Role"): _("What the case is for: labeled, unlabeled or test"),
+        }
         self._model.clear()
-        self._model.setHorizontalHeaderLabels([_("Case"), _("Role"), *names, _("Expected Dice"), _("Dice")])
+        self._model.setHorizontalHeaderLabels(list(heads))
+        for column, tip in enumerate(heads.values()):
+            self._model.setHeaderData(column, qt.Qt.Horizontal, tip, qt.Qt.ToolTipRole)
         for row in self.rows:
             volumes = [row.result.volume_ml.get(str(s.value)) for s in structures]
             dice = "" if row.mean_dice is None else f"{row.mean_dice:.3f}"
-            words = [row.id, row.role, *("" if v is None else f"{v:.1f}" for v in volumes)]
-            words += [f"{row.result.expected_dice:.2f}", dice]
+            words = [row.id, *("" if v is None else f"{v:.1f}" for v in volumes)]
+            words += [f"{row.result.expected_dice:.2f}", dice, row.role]
             cells = [qt.QStandardItem(word) for word in words]
             detail = ", ".join(f"{name} {value:.3f}" for name, value in row.dice.items())
-            cells[-1].setToolTip(detail or self._no_score(row))
+            cells[-2].setToolTip(detail or self._no_score(row))
             self._model.appendRow(cells)
         self.ui.resultsView.resizeColumnsToContents()
 

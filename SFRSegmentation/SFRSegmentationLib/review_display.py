@@ -29,12 +29,13 @@ class ReviewDisplay(Step):
                 item.id,
                 f"{item.expected_dice:.2f}",
                 KIND_NAMES[item.kind],
-                _("kept, not accepted yet") if draft else "",
+                _("begun, not accepted") if draft else "",
             ]
             cells = [qt.QStandardItem(word) for word in words]
             for cell in cells:
                 cell.setToolTip(_("Case {id}: click to review it").format(id=item.id))
             self._model.appendRow(cells)
+        self.ui.queueView.resizeColumnsToContents()
         self._selectRow()
 
     def _selectRow(self) -> None:
@@ -81,9 +82,8 @@ class ReviewDisplay(Step):
         elif not new:
             reason = _("Waits for a case that you accept or correct.")
         self.primaryReason = reason
-        self.ui.retrainLabel.text = (
-            _("{count} accepted since the last training.").format(count=new) if new else ""
-        )
+        since = _("{count} accepted or corrected since the last training.").format(count=new)
+        self.ui.retrainLabel.text = since if new else reason
         self.panel.showHeaders()
 
     def _refreshCase(self) -> None:

@@ -22,6 +22,7 @@ _log = logging.getLogger("SFR")
 
 AUTOSAVE_MS = 30_000
 """Milliseconds after an edit until it is in the study, whatever happens to Slicer."""
+_ROW_HEIGHT = 24
 _BUTTONS = {
     "acceptButton": "accept",
     "acceptCorrectedButton": "acceptCorrected",
@@ -70,12 +71,19 @@ class ReviewStep(ReviewDisplay):
         self.ui.opacitySlider.connect("valueChanged(double)", self.onOpacity)
         self.ui.thresholdSlider.connect("valueChanged(double)", self.onThreshold)
         self._model = qt.QStandardItemModel(0, 4)
-        self._model.setHorizontalHeaderLabels(
-            [_("Case"), _("Expected Dice"), _("Drawn by"), _("Corrections")]
-        )
+        heads = {
+            _("Case"): "",
+            _("Expected Dice"): _("How well the model expects to have done, 0 to 1; the smallest structure"),
+            _("Drawn by"): _("pseudo-label: the foundation model; prediction: the trained student"),
+            _("Corrections"): _("Whether you have begun to correct the case"),
+        }
+        self._model.setHorizontalHeaderLabels(list(heads))
+        for column, tip in enumerate(heads.values()):
+            self._model.setHeaderData(column, qt.Qt.Horizontal, tip, qt.Qt.ToolTipRole)
         self.ui.queueView.setModel(self._model)
         self.ui.queueView.verticalHeader().setVisible(False)
         self.ui.queueView.horizontalHeader().setStretchLastSection(True)
+        self.ui.queueView.verticalHeader().setDefaultSectionSize(_ROW_HEIGHT)
         self.ui.queueView.connect("clicked(QModelIndex)", self.onChosen)
         self.ui.queueView.connect("activated(QModelIndex)", self.onChosen)
         self._autosave = qt.QTimer()

@@ -37,7 +37,7 @@ CASES = 6
 
 
 def study(folder: Path) -> Study:
-    """An invented study: two labeled cases, one for testing, the others predicted with doubt at their edges."""
+    """An invented study: two labeled cases, one for testing, the others predicted with doubt."""
     made = Study.create(folder, structures=as_structures({1: STRUCTURES[1], 2: STRUCTURES[2]}))
     images, labels = make_synthetic_cohort(folder.parent / "cohort", cases=CASES, size=SIZE, seed=3)
     pairs = zip(sorted(images.iterdir()), sorted(labels.iterdir()), strict=True)

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import qt
 import SimpleITK as sitk
 import slicer
 from panel_tools import Answers
@@ -87,7 +88,7 @@ def worker(tmp_path, monkeypatch):
 def table(step):
     model = step.ui.resultsView.model()
     return [
-        [model.item(row, column).text() for column in range(model.columnCount())]
+        [model.index(row, column).data() for column in range(model.columnCount())]
         for row in range(model.rowCount())
     ]
 
@@ -128,10 +129,10 @@ def test_without_predictions_it_says_what_to_do(widget, tmp_path):
 
 def test_the_table_has_volumes_and_expected_dice(results):
     model = results.ui.resultsView.model()
-    heads = [model.horizontalHeaderItem(column).text() for column in range(model.columnCount())]
-    assert heads == ["Case", "Role", "Left atrium (ml)", "Appendage (ml)", "Expected Dice", "Dice"]
+    heads = [model.headerData(column, qt.Qt.Horizontal) for column in range(model.columnCount())]
+    assert heads == ["Case", "Left atrium (ml)", "Appendage (ml)", "Expected Dice", "Dice", "Role"]
     volume = f"{(labelArray() == 4).sum() * 0.002:.1f}"
-    assert table(results)[0] == ["a", "unlabeled", volume, "0.0", "0.50", ""]
+    assert table(results)[0] == ["a", volume, "0.0", "0.50", "", "unlabeled"]
     assert results.section.text == "5. Results: 3 predicted"
 
 
@@ -206,10 +207,10 @@ def test_scores_are_shown_while_they_belong_to_the_prediction(results):
     (study.reports_dir / "scores.json").write_text(json.dumps(scores))
     results.refresh()
     assert results.ui.scoresButton.enabled
-    assert table(results)[0][-1] == "0.800" and table(results)[1][-1] == ""
+    assert table(results)[0][-2] == "0.800" and table(results)[1][-2] == ""
     addResult(study, "a", kind="prediction")
     results.refresh()
-    assert table(results)[0][-1] == ""
+    assert table(results)[0][-2] == ""
 
 
 def test_scores_by_the_worker(results, waitFor, workerPython, monkeypatch):
@@ -220,7 +221,7 @@ def test_scores_by_the_worker(results, waitFor, workerPython, monkeypatch):
     assert not results.ui.scoresButton.enabled
     waitFor(lambda: not results.busy, 60)
     assert results.panel.ui.errorLabel.text == ""
-    assert table(results)[0][-1] == "1.000"
+    assert table(results)[0][-2] == "1.000"
 
 
 def test_the_report_is_opened(results, worker, waitFor, monkeypatch):

@@ -45,7 +45,7 @@ def review(widget, root):
 
 def rows(step):
     model = step.ui.queueView.model()
-    return [[model.item(row, column).text() for column in range(4)] for row in range(model.rowCount())]
+    return [[model.index(row, column).data() for column in range(4)] for row in range(model.rowCount())]
 
 
 def choose(step, id):
@@ -173,7 +173,7 @@ def test_accept_makes_a_label_and_goes_on(review, root):
     assert np.array_equal(labelIn(study.label_path("a")), labelArray())
     assert review.view.id == "b" and [row[0] for row in rows(review)] == ["b", "c"]
     assert review.ui.retrainButton.enabled
-    assert "1 accepted since the last training" in review.ui.retrainLabel.text
+    assert "1 accepted or corrected since the last training" in review.ui.retrainLabel.text
 
 
 def test_a_correction_becomes_the_label_as_it_was_drawn(review, root):
@@ -214,7 +214,7 @@ def test_edits_are_kept_when_the_case_changes(review, root):
     draw(review)
     choose(review, "b")
     assert np.array_equal(labelIn(Study.open(root).draft("a")), drawn())
-    assert rows(review)[0][3] == "kept, not accepted yet"
+    assert rows(review)[0][3] == "begun, not accepted"
     choose(review, "a")
     assert review.view.edited and not review.view.unsaved
     assert "kept in the study" in review.ui.noteLabel.text
