@@ -58,6 +58,8 @@ def evaluate(
                 on_problem(case.id, error)
             continue
         if scores is None:
+            if on_problem is not None:
+                on_problem(case.id, InputError(f"It has no {kind.replace('_', '-')} yet.", code="no_result"))
             continue
         structures = {names[value]: score for value, score in scores.items()}
         scored[case.id] = {"kind": kind, "structures": structures}

@@ -9,6 +9,9 @@ import pytest
 
 from SFRCore import api, demo
 from SFRCore.errors import InputError
+from SFRCore.runtime.devices import choose_device
+from SFRCore.settings import Settings
+from SFRCore.stages.survey import plan_for
 from SFRCore.study import Study
 
 
@@ -21,6 +24,20 @@ def nothing_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "SIZE", (24, 20, 12))
     monkeypatch.setattr(demo, "CASES", 6)
     monkeypatch.setattr(demo, "TEST", 2)
+
+
+def test_crops_of_the_demonstration_are_not_mirrored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is as bright as the structures lies on the other side: mirrored, nothing would tell them apart."""
+    seen: list[tuple[int, ...]] = []
+
+    def planned(study: Study, **options: Any) -> dict[str, Any]:
+        settings = Settings.of(**{name: value for name, value in options.items() if name != "on_event"})
+        seen.append(plan_for(study, settings, choose_device("cpu", "fp32")).flip_axes)
+        return {"run": "r"}
+
+    monkeypatch.setattr(api, "run", planned)
+    demo.demo(tmp_path / "demo")
+    assert seen == [()]
 
 
 def content(folder: Path) -> list[str]:

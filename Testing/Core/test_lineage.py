@@ -201,6 +201,9 @@ def test_a_result_by_a_model_that_knows_the_label_is_not_scored(study: Study) ->
     """A case that becomes a test case while the job that learned from it still runs."""
     run(study)
     study.set_role(["case_02"], "test")
+    missing: dict[str, str] = {}
+    api.evaluate(study, on_problem=lambda case, error: missing.update({case: error.code}))
+    assert missing == {"case_02": "no_result"}
     api.run_stage(study, "predict", device="cpu")
     result = study.result("case_02", "prediction")
     assert result is not None and result.made_by["seen"] is True
