@@ -44,9 +44,16 @@ class Downloads:
         allow, there = self._step.allow, download.is_downloaded(self._checkpoint())
         self.ui.checkpointLabel.text = checkpoint_words(self._checkpoint(), self._foundationFile())
         self.ui.sampleLabel.text = sample_words(self._sample())
+        self._offerFile()
         allow(self.ui.downloadButton, busy or (_("It is on this computer already.") if there else ""))
         allow(self.ui.chooseFileButton, busy)
         allow(self.ui.sampleButton, busy)
+
+    def _offerFile(self) -> None:
+        """Put the user's checkpoint file among the models of the Train step."""
+        file, train = self._foundationFile(), self._step.panel.steps.get("train")
+        if file and train is not None and train.ui.foundationCombo.findData(file) < 0:
+            train.ui.foundationCombo.addItem(Path(file).name, file)
 
     def anyModel(self) -> bool:
         """Whether there is a checkpoint, a known one or a file of the user's."""
