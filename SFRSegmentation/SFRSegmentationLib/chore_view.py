@@ -47,7 +47,7 @@ class ChoreView:
         return self._follower is not None
 
     def begin(self, chore: str, what: str, then: Then, /, **arguments: Any) -> None:
-        """Start a chore of ``chore_process``; ``what`` says what is done, ``then`` is called with it when it is done.
+        """Start a chore of ``chore_process``; ``what`` says what is done, ``then`` is called at its end.
 
         Raises InputError where another one is going on or it cannot be started.
         """
