@@ -65,7 +65,8 @@ def make_synthetic_cohort(
         origin = rng.uniform(-80, 80, 3).round(3).tolist()
         name = f"case_{number + 1:0{digits}d}.nrrd"
         for array, target in ((image, images / name), (label, labels / name)):
-            volume = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
+            front_last = array[:, ::-1]  # _direction turns the stored y axis to the front
+            volume = sitk.GetImageFromArray(np.ascontiguousarray(front_last.transpose(2, 1, 0)))
             volume.SetSpacing(SPACING)
             volume.SetOrigin(origin)
             volume.SetDirection(direction)

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from SFRCore.errors import InputError
-from SFRCore.synthetic import SPACING, make_synthetic_cohort, synthetic_case
+from SFRCore.synthetic import SPACING, STRUCTURES, make_synthetic_cohort, synthetic_case
 from SFRCore.volumes import read_image, read_label, same_geometry
 
 
@@ -91,3 +91,16 @@ def test_impossible_numbers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="at least one case"):
         make_synthetic_cohort(tmp_path, cases=0)
     assert not list(tmp_path.iterdir())
+
+
+def test_structures_lie_where_their_names_say(tmp_path: Path) -> None:
+    """In millimetres to the patient's left, back and head (LPS): the anterior lobe before the posterior."""
+    _, labels = make_synthetic_cohort(tmp_path, cases=3, size=(32, 32, 16), seed=5)
+    for path in sorted(labels.iterdir()):
+        label = sitk.ReadImage(str(path))
+        shape = sitk.LabelShapeStatisticsImageFilter()
+        shape.Execute(label)
+        anterior, posterior = (np.array(shape.GetCentroid(value)) for value in (1, 2))
+        assert STRUCTURES[1].startswith("Anterior") and anterior[1] < posterior[1] - 3
+        middle = label.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in label.GetSize()])
+        assert anterior[0] > middle[0] and posterior[0] > middle[0], "both on the left, as the demo says"
