@@ -8,7 +8,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slicer test-long test-lowest lint format setup clean
+.PHONY: help demo test test-slicer test-long test-lowest screenshots lint format setup clean
 
 PYTHON ?=
 PYTEST := python -m pytest -n auto --dist worksteal
@@ -87,6 +87,10 @@ test-slicer: $(STAMP) $(SLICER_STAMP)
 	if [ $$started -eq 3 ]; then echo "SKIPPED: the tests of the Slicer panel (see above)" >&2; \
 	elif [ $$started -ne 0 ]; then exit $$started; \
 	else SFR_PYTHON="$$PWD/.venv/bin/python" .venv-slicer/bin/python -m pytest Testing/Slicer; fi
+
+# Pictures for docs/images, rendered off-screen by the harness of the panel's tests.
+screenshots: $(SLICER_STAMP)
+	.venv-slicer/bin/python Testing/Slicer/screenshots.py docs/images
 
 test-long: $(STAMP)
 	.venv/bin/python -m pytest -m long --timeout 3600
