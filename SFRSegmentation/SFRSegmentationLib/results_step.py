@@ -39,6 +39,7 @@ class ResultsStep(Step):
         self._model = qt.QStandardItemModel()
         self.ui.resultsView.setModel(self._model)
         self.ui.resultsView.verticalHeader().setVisible(False)
+        self.ui.resultsView.horizontalHeader().setSectionResizeMode(qt.QHeaderView.ResizeToContents)
         self.ui.resultsView.horizontalHeader().setStretchLastSection(True)
         self.ui.resultsView.verticalHeader().setDefaultSectionSize(_ROW_HEIGHT)
         self.ui.loadButton.connect("clicked()", lambda: self.onLoad(images=False))
@@ -238,7 +239,6 @@ class ResultsStep(Step):
             detail = ", ".join(f"{name} {value:.3f}" for name, value in row.dice.items())
             cells[-2].setToolTip(detail or self._no_score(row))
             self._model.appendRow(cells)
-        self.ui.resultsView.resizeColumnsToContents()
 
     def _no_score(self, row: ResultRow) -> str:
         if row.has_reference:

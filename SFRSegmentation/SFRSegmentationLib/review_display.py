@@ -35,7 +35,6 @@ class ReviewDisplay(Step):
             for cell in cells:
                 cell.setToolTip(_("Case {id}: click to review it").format(id=item.id))
             self._model.appendRow(cells)
-        self.ui.queueView.resizeColumnsToContents()
         self._selectRow()
 
     def _selectRow(self) -> None:

@@ -82,6 +82,7 @@ class ReviewStep(ReviewDisplay):
             self._model.setHeaderData(column, qt.Qt.Horizontal, tip, qt.Qt.ToolTipRole)
         self.ui.queueView.setModel(self._model)
         self.ui.queueView.verticalHeader().setVisible(False)
+        self.ui.queueView.horizontalHeader().setSectionResizeMode(qt.QHeaderView.ResizeToContents)
         self.ui.queueView.horizontalHeader().setStretchLastSection(True)
         self.ui.queueView.verticalHeader().setDefaultSectionSize(_ROW_HEIGHT)
         self.ui.queueView.connect("clicked(QModelIndex)", self.onChosen)

@@ -21,6 +21,7 @@ import headless  # noqa: E402
 environment = headless.start()
 
 import numpy as np  # noqa: E402
+import qt  # noqa: E402
 import SimpleITK as sitk  # noqa: E402
 import slicer  # noqa: E402
 from headless import qt_rules, views  # noqa: E402
@@ -33,6 +34,7 @@ from SFRCore.synthetic import STRUCTURES, make_synthetic_cohort  # noqa: E402
 SIZE = (96, 96, 40)
 WIDTH = 440
 VIEW = 560
+STRIP = 20
 CASES = 6
 
 
@@ -96,6 +98,21 @@ def predict(made: Study, id: str, truth: sitk.Image, seed: int) -> None:
     )
 
 
+def caption(path: Path) -> None:
+    """Write under a picture what it is."""
+    picture = qt.QImage(str(path))
+    width, height = picture.width(), picture.height()
+    whole = qt.QImage(width, height + STRIP, qt.QImage.Format_RGB32)
+    whole.fill(qt.QColor(255, 255, 255))
+    painter = qt.QPainter(whole)
+    painter.drawImage(0, 0, picture)
+    painter.setPen(qt.QColor(70, 70, 70))
+    painter.drawText(6, height + STRIP - 6, "Rendered off-screen by the tests, not a screenshot of Slicer")
+    painter.end()
+    if not whole.save(str(path)):
+        raise OSError(f"{path} could not be written")
+
+
 def grab_panel(widget, key: str, name: str) -> None:
     """The panel with one section open, as high as it needs to be."""
     if key:
@@ -156,6 +173,8 @@ def main() -> None:
     complaints = [*environment.errors, *qt_rules.slotErrors, *qt_rules.qtMessages]
     if complaints:
         raise RuntimeError(f"the pictures were made with complaints: {complaints}")
+    for picture in FOLDER.glob("*.png"):
+        caption(picture)
     print(f"{len(list(FOLDER.glob('*.png')))} pictures in {FOLDER}")
 
 
