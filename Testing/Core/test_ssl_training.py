@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from SFRCore import api
-from SFRCore.stages import retrain
+from SFRCore.students import registry
 from SFRCore.study import Study
 from Testing.Core.pyramid_student import Pyramid
 
@@ -26,7 +26,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, cohort: tuple[Path, Path]) -
 
 @pytest.mark.parametrize("name", NAMES)
 def test_two_steps_in_the_real_trainer(study: Study, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrain, "make_student", lambda name, **options: Pyramid(**options))
+    monkeypatch.setattr(registry, "student_types", lambda: {"vnet": Pyramid})
     events: list[dict[str, Any]] = []
     done = api.run_stage(
         study,
