@@ -36,12 +36,14 @@ def draw_curves(
             color = qt.QColor(*COLORS[number % len(COLORS)])
             painter.setPen(qt.QPen(qt.QBrush(color), 1.6))
             first, last = points[0][0], points[-1][0]
-            line = qt.QPolygonF()
+            before: tuple[int, int] | None = None
             for step, loss in points:
                 x = MARGIN + (width - 2 * MARGIN) * (step - first) / max(last - first, 1)
                 part = (math.log10(max(loss, 1e-6)) - low) / span
-                line.append(qt.QPointF(x, HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN - LEGEND) * part))
-            painter.drawPolyline(line)
+                place = round(x), round(HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN - LEGEND) * part)
+                if before is not None:
+                    painter.drawLine(*before, *place)
+                before = place
             painter.drawText(
                 MARGIN + number * (width - 2 * MARGIN) // len(shown), LEGEND - 4, names.get(stage, stage)
             )

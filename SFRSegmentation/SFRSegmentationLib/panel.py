@@ -171,3 +171,5 @@ class Panel:
         self.setParameters(None)
         for step in self.steps.values():
             step.cleanup()
+            # Slicer keeps a reloaded panel's widgets, hidden: they must not follow the scene any more.
+            step.widget.setMRMLScene(None)

@@ -17,7 +17,8 @@ class Questions:
 
     def confirm(self, text: str, title: str, detail: str = "") -> bool:
         """OK or Cancel; ``detail`` is shown on demand."""
-        return bool(slicer.util.confirmOkCancelDisplay(text, windowTitle=title, detailedText=detail or None))
+        more = {"detailedText": detail} if detail else {}
+        return bool(slicer.util.confirmOkCancelDisplay(text, windowTitle=title, **more))
 
     def text(self, title: str, label: str, value: str = "") -> str | None:
         """A line of text; None where the user cancelled."""
@@ -53,4 +54,5 @@ class Questions:
 
     def tell(self, text: str, detail: str = "") -> None:
         """Say something that the user must not miss."""
-        slicer.util.warningDisplay(text, windowTitle="SFR Segmentation", detailedText=detail or None)
+        more = {"detailedText": detail} if detail else {}
+        slicer.util.warningDisplay(text, windowTitle="SFR Segmentation", **more)

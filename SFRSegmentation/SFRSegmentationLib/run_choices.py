@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import qt
@@ -20,9 +21,10 @@ DEFAULTS = {
 
 
 class RunChoices:
-    """Fills the controls of ``ui`` and reads them. ``options()`` are those of ``sfr run``."""
+    """Fills the controls of ``ui`` and reads them. ``options()`` are those of ``sfr run``;
+    ``onChange`` is called when another recipe or foundation is chosen."""
 
-    def __init__(self, ui: Any) -> None:
+    def __init__(self, ui: Any, onChange: Callable[[], Any]) -> None:
         self.ui = ui
         self._combos = {
             "preset": ui.presetCombo, "recipe": ui.recipeCombo, "foundation": ui.foundationCombo,
@@ -43,6 +45,8 @@ class RunChoices:
         for name in catalogue.students():
             ui.studentCombo.addItem(name, name)
         self.showDevices(None)
+        for name in ("recipe", "foundation"):
+            self._combos[name].connect("currentIndexChanged(int)", lambda index: onChange())
 
     def showDevices(self, doctor: Any) -> None:
         """Offer the devices that the worker told of; the choice stays."""
@@ -55,6 +59,11 @@ class RunChoices:
             for text, name in found:
                 combo.addItem(text, name)
             self.choose("device", chosen)
+
+    def showFile(self, file: str) -> None:
+        """Offer a checkpoint file that the user chose in step 1."""
+        if file and self.ui.foundationCombo.findData(file) < 0:
+            self.ui.foundationCombo.addItem(Path(file).name, file)
 
     def value(self, name: str) -> str:
         """What is chosen in one of the lists."""

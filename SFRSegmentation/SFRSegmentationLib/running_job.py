@@ -128,7 +128,9 @@ class RunningJob:
         """Look once; True where there was something new."""
         before = self.state
         # The state comes first: what a job wrote before it ended is then read below.
-        state = self.job.state
+        state: str = self.job.state
+        if state == "died" and self._killing is not None and self._killing.is_alive():
+            state = "running"  # its end is about to be written down
         events = self._follower.poll(BLOCK)
         news = self.progress.take(events)
         self._timer.setInterval(CATCH_UP_MS if events else POLL_MS)

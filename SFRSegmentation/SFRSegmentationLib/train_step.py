@@ -11,8 +11,10 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
+from SFRCore.foundation.download import CHECKPOINTS, is_downloaded
 from SFRCore.runtime.jobs import Job
 
+from .downloads import FOUNDATION_FILE
 from .log_tail import LogTail
 from .loss_curve import draw_curves
 from .run_choices import RunChoices
@@ -41,7 +43,7 @@ class TrainStep(Step):
     primaryButton = "runButton"
 
     def setup(self) -> None:
-        self.choices = RunChoices(self.ui)
+        self.choices = RunChoices(self.ui, self._chosen)
         self.bars = StageBars(self.ui.stagesHolder)
         self.log = LogTail(self.ui.trainLogView)
         self._last: tuple[str, str, Sequence[str], dict[str, Any] | None] | None = None
@@ -54,7 +56,6 @@ class TrainStep(Step):
             button = getattr(self.ui, f"{command}Button")
             button.connect("clicked()", lambda command=command: self._start(command))
         self.ui.trainLogGroup.connect("toggled(bool)", lambda open: self._showLog())
-        self.ui.recipeCombo.connect("currentIndexChanged(int)", lambda index: self._showRecipe())
         self._showRecipe()
 
     def opened(self) -> None:
@@ -94,14 +95,17 @@ class TrainStep(Step):
     def refresh(self) -> None:
         study, job = self.session.study, self.session.job
         self.choices.showDevices(getattr(self.panel.steps.get("setUp"), "doctor", None))
+        self.choices.showFile(str(slicer.util.settingsValue(FOUNDATION_FILE, "") or ""))
         waits = self._waits()
+        model = waits or self._missingModel()
         stopped = self._last is not None and self._last[1] in STOPPED and bool(self._last[2])
         self.primaryButton = "continueButton" if stopped and not self.session.busy else "runButton"
-        self.primaryReason = waits
+        self.primaryReason = waits if self.primaryButton == "continueButton" else model
         for command in SINGLE:
-            self.allow(getattr(self.ui, f"{command}Button"), waits)
+            needs = command in ("finetune", "pseudolabel")
+            self.allow(getattr(self.ui, f"{command}Button"), model if needs else waits)
         if self.primaryButton == "continueButton":
-            self.allow(self.ui.runButton, waits)
+            self.allow(self.ui.runButton, model)
         else:
             self.allow(self.ui.continueButton, waits or _("No job was stopped before its end."))
         self.allow(self.ui.stopButton, "" if self.session.busy else _("No job is running."))
@@ -128,6 +132,12 @@ class TrainStep(Step):
         if not study.labeled_cases():
             return _("Label at least one case in step 2 first.")
         return ""
+
+    def _missingModel(self) -> str:
+        name = self.choices.value("foundation")
+        if self.choices.value("recipe") == "baseline" or name not in CHECKPOINTS or is_downloaded(name):
+            return ""
+        return _("Download {model} in step 1 first, or choose another foundation.").format(model=name)
 
     def _showRest(self) -> None:
         if self._last is None:
@@ -196,6 +206,11 @@ class TrainStep(Step):
     def _showLog(self) -> None:
         if not self.ui.trainLogGroup.collapsed:
             self.log.read()
+
+    def _chosen(self) -> None:
+        self._showRecipe()
+        self.refresh()
+        self.panel.showHeaders()
 
     def _showRecipe(self) -> None:
         combo = self.ui.recipeCombo

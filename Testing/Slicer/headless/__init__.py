@@ -20,7 +20,7 @@ def start():
     """The environment of this process; afterwards `qt`, `ctk` and all of `slicer` can be imported."""
     global _environment
     if _environment is None:
-        _spareNone()
+        _spareConstants()
         from . import qt_rules
 
         qt_rules.install()
@@ -39,9 +39,10 @@ def start():
     return _environment
 
 
-def _spareNone():
-    """PySide6 6.12 gives away a reference to None with every call that returns nothing; before Python 3.12,
-    where None became immortal, the process then dies of it after some ten thousand calls.
+def _spareConstants():
+    """PySide6 6.12 gives away a reference to None with every call that returns nothing, and to True and False
+    with its properties; before Python 3.12, where they became immortal, the process dies of it in the end.
     """
     if sys.version_info < (3, 12):
-        ctypes.c_ssize_t.from_address(id(None)).value += 1 << 40
+        for value in (None, True, False):
+            ctypes.c_ssize_t.from_address(id(value)).value += 1 << 30
