@@ -65,6 +65,11 @@ class Draft:
         return None if path is None else file_stamp(path)
 
 
+def drafted(study: Study) -> set[str]:
+    """The ids of the cases that have a draft, found in one look."""
+    return {path.parent.name for path in study.root.glob("drafts/*/draft.nrrd")}
+
+
 def unchecked_label(node: slicer.vtkMRMLSegmentationNode, geometry: Geometry) -> sitk.Image:
     """Everything that is drawn, as a label map on `geometry`, for a draft: nothing is refused.
 

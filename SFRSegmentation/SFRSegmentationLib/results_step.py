@@ -36,6 +36,7 @@ class ResultsStep(Step):
         self._what = self._last = ""
         self._then: Action | None = None
         self._models: list[Path] = []
+        self._listed: Any = None
         self._model = qt.QStandardItemModel()
         self.ui.resultsView.setModel(self._model)
         self.ui.resultsView.verticalHeader().setVisible(False)
@@ -217,7 +218,11 @@ class ResultsStep(Step):
     # How things stand
 
     def _fillTable(self, study: Study | None) -> None:
+        """List the rows; the selection stays where they are as before."""
         structures = [] if study is None else study.structures
+        if self.section.collapsed or self._listed == (structures, self.rows):
+            return
+        self._listed = (structures, self.rows)
         names = [_("{name} (ml)").format(name=structure.name) for structure in structures]
         heads = {
             _("Case"): "",

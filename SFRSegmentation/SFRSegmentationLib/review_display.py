@@ -10,6 +10,7 @@ from slicer.i18n import tr as _
 from SFRCore.study import ReviewItem, Study
 
 from .case_view import CaseView
+from .drafts import drafted
 from .scene import KIND_NAMES
 from .step import DONE, EMPTY, READY, Step
 
@@ -20,21 +21,23 @@ class ReviewDisplay(Step):
     view: CaseView | None
     queue: list[ReviewItem]
     _model: Any
+    _listed: list[list[str]]
 
     def _fillQueue(self, study: Study | None) -> None:
-        self._model.setRowCount(0)
-        for item in self.queue:
-            draft = study is not None and study.draft(item.id) is not None
-            words = [
-                item.id,
-                f"{item.expected_dice:.2f}",
-                KIND_NAMES[item.kind],
-                _("begun, not accepted") if draft else "",
-            ]
-            cells = [qt.QStandardItem(word) for word in words]
-            for cell in cells:
-                cell.setToolTip(_("Case {id}: click to review it").format(id=item.id))
-            self._model.appendRow(cells)
+        """List the queue; nothing is done where it looks as before, or where nobody sees it."""
+        if self.section.collapsed:
+            return
+        drafts = set() if study is None else drafted(study)
+        begun = _("begun, not accepted")
+        rows = [
+            [item.id, f"{item.expected_dice:.2f}", KIND_NAMES[item.kind], begun if item.id in drafts else ""]
+            for item in self.queue
+        ]
+        if rows != self._listed:
+            self._listed = rows
+            self._model.setRowCount(0)
+            for row in rows:
+                self._model.appendRow([qt.QStandardItem(word) for word in row])
         self._selectRow()
 
     def _selectRow(self) -> None:

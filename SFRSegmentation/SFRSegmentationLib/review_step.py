@@ -44,6 +44,7 @@ class ReviewStep(ReviewDisplay):
     def setup(self) -> None:
         self.view: CaseView | None = None
         self.queue: list[ReviewItem] = []
+        self._listed: list[list[str]] = []
         self.layers = SliceLayers()
         self.editor = EditorHost(self.ui.editorFrame.layout(), self._onEffect)
         actions = {
@@ -105,6 +106,7 @@ class ReviewStep(ReviewDisplay):
     def opened(self) -> None:
         self.keys.install()
         self.keys.rest(self.editor.active)
+        self.refresh()
         if self.view is not None:
             self._show(fit=False)
 

@@ -300,6 +300,15 @@ def test_a_study_closed_while_loading(results, waitFor):
     assert results.rows == []
 
 
+def test_a_selection_stays_while_nothing_changes(results):
+    select(results, "b")
+    results.refresh()
+    assert results.selected() == ["b"]
+    addResult(results.session.study, "a", kind="prediction", dice=0.9)
+    results.refresh()
+    assert results.selected() == ["a", "b", "c"] and table(results)[0][3] == "0.90"
+
+
 def test_what_is_no_model_is_not_offered(results):
     root = results.session.study.root
     (root / "models" / "adapters").mkdir(parents=True)

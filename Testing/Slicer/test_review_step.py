@@ -352,6 +352,19 @@ def test_a_scene_closed_over_a_read_only_study_loses_nothing(widget, root):
     assert np.array_equal(labelIn(path), drawn())
 
 
+def test_a_segmentation_removed_over_a_read_only_study_is_rescued(widget, root):
+    widget.logic._open(Study.open(root, readonly=True))
+    step = widget.panel.steps["review"]
+    widget.panel.open("review")
+    choose(step, "a")
+    draw(step)
+    removeByHand(step.view.segmentation)
+    assert "read-only" in error(step)
+    path = error(step).partition("were kept in ")[2].rstrip(".")
+    assert np.array_equal(labelIn(path), drawn())
+    step.leaveCase()
+
+
 def test_a_full_disk_is_said_and_the_edit_kept(review, root, monkeypatch):
     def full(*arguments, **options):
         raise DiskFull("The disk is full.", hint="Make room.")
