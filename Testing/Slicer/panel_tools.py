@@ -8,7 +8,7 @@ import slicer
 
 
 class Answers:
-    """Takes the place of Questions: gives the answers it was made with, in order, and keeps what was asked."""
+    """Takes the place of Questions: gives the answers it was made with, in order; keeps what was asked."""
 
     def __init__(self, *answers):
         self.answers, self.asked = list(answers), []
