@@ -44,7 +44,9 @@ class CaseTable:
         view.setModel(self.proxy)
         view.sortByColumn(CASE, qt.Qt.AscendingOrder)
         view.verticalHeader().setVisible(False)
-        view.horizontalHeader().setStretchLastSection(True)
+        header = view.horizontalHeader()
+        header.setDefaultSectionSize(72)
+        header.setSectionResizeMode(CASE, qt.QHeaderView.Stretch)
         view.setTextElideMode(qt.Qt.ElideMiddle)
         self._rows: list[Row] = []
         self._items: list[list[Any]] = []
@@ -127,7 +129,7 @@ class CaseTable:
     def _fill(self, rows: list[Row]) -> None:
         kept = set(self.selected())
         self.view.setSortingEnabled(False)
-        self.proxy.setSourceModel(None)
+        self.proxy.setDynamicSortFilter(False)
         self.model.removeRows(0, self.model.rowCount())
         self._items = []
         for row in rows:
@@ -135,7 +137,7 @@ class CaseTable:
             self._write(items, row)
             self._items.append(items)
             self.model.appendRow(items)
-        self.proxy.setSourceModel(self.model)
+        self.proxy.setDynamicSortFilter(True)
         self.view.setSortingEnabled(True)
         self._rows = rows
         if kept:
