@@ -185,3 +185,38 @@ def test_thousand_rows(step, tmp_path, record_property):
     )
     assert rows(step)[0][0] == "case_0999"
     assert filled < 1.0 and sorting < 0.2 and again < 0.5
+
+
+def dicom_series(folder, number, slices=6):
+    """A small DICOM series in a folder, with a patient's name in its tags."""
+    import numpy as np
+    import SimpleITK as sitk
+
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for k in range(slices):
+        image = sitk.GetImageFromArray(np.full((1, 16, 16), 10 * k + number, np.int16))
+        image.SetSpacing((1.0, 1.0, 2.0))
+        tags = {
+            "0008|0060": "MR", "0010|0010": "Doe^Jane", "0020|000d": "1.2.826.1",
+            "0020|000e": f"1.2.826.1.{number}",
+            "0008|0018": f"1.2.826.1.{number}.{k + 1}", "0020|0011": str(number), "0020|0013": str(k + 1),
+            "0020|0032": f"0\\0\\{2 * k}", "0020|0037": "1\\0\\0\\0\\1\\0",
+        }  # fmt: skip
+        for tag, value in tags.items():
+            image.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"{number}-{k}.dcm"))
+        writer.Execute(image)
+
+
+def test_dicom_series_is_chosen_and_added(step, tmp_path, waitFor):
+    dicom_series(tmp_path / "dicom", 1)
+    dicom_series(tmp_path / "dicom", 2, slices=8)
+    step.logic.createStudy(tmp_path / "s", {1: "Organ"})
+    asked = ask(step, tmp_path / "dicom", 1).asked
+    step.ui.addDicomButton.click()
+    assert len(asked[1][2]) == 2 and "8 MR slices" in asked[1][2][1] and "Doe" not in str(asked)
+    waitFor(lambda: step.ui.addDicomButton.enabled, 60)
+    assert [row[:2] for row in rows(step)] == [["case_0001", "unlabeled"]], step.panel.ui.errorLabel.text
+    assert "Doe" not in (tmp_path / "s" / "study.json").read_text()
