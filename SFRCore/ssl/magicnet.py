@@ -31,11 +31,11 @@ class MagicNet(Method):
     blended with the student's logits of single cubes, the more of these the more frequent the teacher's
     class is.
 
-    ``cube`` in voxels; ``within_from`` and ``blend_after`` are fractions of the training. The defaults are
-    those for BTCV. On MACT the released code adds *within* from 0.4 on, when w is at its largest, and
-    never blends (``blend_after=1``) as w is then asked to be larger still. The student has instance
-    norm and no dropout. 70000 iterations, polynomial learning rate (BTCV); 30000, a tenth after each 12000
-    (MACT).
+    ``cube`` in voxels (None: 32 a side, 16 where 32 does not divide the patch); ``within_from`` and
+    ``blend_after`` are fractions of the training. The defaults are those for BTCV. On MACT the released code
+    adds *within* from 0.4 on, when w is at its largest, and never blends (``blend_after=1``) as w is then
+    asked to be larger still. The student has instance norm and no dropout. 70000 iterations, polynomial
+    learning rate (BTCV); 30000, a tenth after each 12000 (MACT).
 
     The released code cuts cubes with z innermost and puts them together with x innermost, which moves 18 of
     27 to another place; here they come back to their own. Padded voxels count in no loss, in no frequency,
@@ -47,7 +47,7 @@ class MagicNet(Method):
     source = "Chen et al., CVPR 2023; MagicNet train_main_btcv.py, train_main_mact.py"
     reference_steps = 70000
     defaults = {
-        "cube": (32, 32, 32),
+        "cube": None,
         "consistency": 0.1,
         "ramp": (200, 350, 70000),
         "location": 0.1,
@@ -64,9 +64,9 @@ class MagicNet(Method):
         self.ramp = Ramp(self.options["consistency"], *self.options["ramp"])
         self.student = self.new_student("student", norm="instance", dropout=False)
         self.teacher = make_teacher(self.student)
-        self._check_cubes()
-        self.grid = grid_of(context.patch, self.options["cube"])
-        width = math.prod(feature_shapes(self.student, self.options["cube"])[0][-1])
+        cube = self._cube()
+        self.grid = grid_of(context.patch, cube)
+        width = math.prod(feature_shapes(self.student, cube)[0][-1])
         self.location = self.seeded("location", lambda: _location_head(width, math.prod(self.grid)))
         self.register_buffer("counts", torch.zeros(context.classes, dtype=torch.int64))
         self.register_buffer("recent", torch.zeros(context.classes, dtype=torch.int64))
@@ -81,16 +81,23 @@ class MagicNet(Method):
         if self.options["temperature"] <= 0:
             raise InputError(f"The method {self.name} needs temperature above 0.")
 
-    def _check_cubes(self) -> None:
-        patch, cube = self.context.patch, self.options["cube"]
+    def _cube(self) -> tuple[int, ...]:
+        patch, wanted = self.context.patch, self.options["cube"]
+        sides = wanted if isinstance(wanted, tuple | list) else (wanted,)
+        if wanted is not None and not (len(sides) == 3 and all(isinstance(edge, int) for edge in sides)):
+            raise InputError(
+                f"MagicNet cannot use cube={wanted}.", hint="Give three numbers, such as 32,32,32."
+            )
+        cube = tuple(wanted or (32 if side % 32 == 0 else 16 for side in patch))
         self.student.check_patch(patch)
         self.student.check_patch(cube)
-        shown, edges = ("x".join(map(str, sides)) for sides in (patch, cube))
+        shown, edges = ("x".join(map(str, lengths)) for lengths in (patch, cube))
         if any(side % edge for side, edge in zip(patch, cube, strict=True)) or tuple(patch) == tuple(cube):
             raise InputError(
                 f"MagicNet cannot cut a patch of {shown} voxels into cubes of {edges}.",
                 hint="Choose a patch that is two or more cubes long, such as 96x96x96, or another cube.",
             )
+        return cube
 
     def step(self, batch: Batch, progress: Progress) -> Step:
         labeled = len(batch.labeled_images)

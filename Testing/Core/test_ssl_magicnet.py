@@ -180,7 +180,7 @@ def test_the_student_has_instance_norm_and_no_dropout() -> None:
     [
         ((16, 16, 20), {"cube": CUBE}, "16x16x20 voxels into cubes of 8x8x8"),
         ((16, 16, 16), {"cube": (16, 16, 16)}, "16x16x16 voxels into cubes of 16x16x16"),
-        ((16, 16, 16), {}, "16x16x16 voxels into cubes of 32x32x32"),
+        ((16, 16, 16), {}, "16x16x16 voxels into cubes of 16x16x16"),
         ((16, 16, 16), {"cube": (6, 8, 8)}, "6 x 8 x 8"),
         ((16, 16, 16), {"cube": 8}, "cube=8"),
         ((16, 16, 18), {"cube": CUBE}, "16 x 16 x 18"),
@@ -192,3 +192,7 @@ def test_the_student_has_instance_norm_and_no_dropout() -> None:
 def test_what_does_not_fit_is_refused(patch: Any, options: Any, said: str) -> None:
     with pytest.raises(InputError, match=said):
         method("magicnet", patch=patch, **options)
+
+
+def test_cubes_are_16_long_where_32_does_not_divide_the_patch() -> None:
+    assert method("magicnet", patch=(32, 48, 64)).grid == (1, 3, 2)
