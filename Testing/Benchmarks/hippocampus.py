@@ -243,7 +243,7 @@ def _arguments() -> argparse.Namespace:
         "--measured", type=Path, default=ROOT / "Testing" / "Benchmarks" / "measured" / "hippocampus"
     )
     parser.add_argument("--iterations", type=int, default=500)
-    parser.add_argument("--foundation-iterations", type=int, default=1000)
+    parser.add_argument("--foundation-iterations", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument(

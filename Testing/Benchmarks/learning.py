@@ -1,0 +1,101 @@
+"""Every semi-supervised method on 4 labeled hippocampi: does it learn, and more than from the labels alone?
+
+    python Testing/Benchmarks/learning.py --data DIR [--iterations 300] [--output results/learning]
+
+DIR holds ``images``, ``labels`` and ``train.list`` of the Decathlon's Task04; the split is that of
+``hippocampus.py``. Each method is trained once without pseudo-labels of a foundation model. Those that end
+below the supervised student are trained with two more seeds, and the supervised student with them. What is
+done is kept and skipped when started again; the table is written after every training to
+``--measured``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+from Testing.Benchmarks.hippocampus import STRUCTURES, image_of, label_of, make_split  # noqa: E402
+
+BASE = "supervised"
+FURTHER_SEEDS = 2
+
+
+def main() -> None:
+    arguments = _arguments()
+    from SFRCore import Study, api
+    from SFRCore.comparison.plan import comparison_folder, parse_rows
+    from SFRCore.comparison.table import markdown, tabulate, write_tables
+    from SFRCore.ssl import available_methods
+
+    study = make_study(arguments.data, arguments.output / "study")
+    methods = arguments.methods or [BASE, *(name for name in available_methods() if name != BASE)]
+    shared: dict[str, Any] = {
+        "recipe": "baseline",
+        "name": "learning",
+        "iterations_retrain": arguments.iterations,
+        "device": arguments.device,
+        "on_event": _say,
+    }
+    first = api.compare(study, methods, seeds=1, **shared)
+    dice = {line["ssl"]: line["dice"] for line in first["rows"]}
+    below = [name for name in methods if dice[name] is not None and dice[name] < dice[BASE]]
+    if below:
+        api.compare(study, [BASE, *below], first_seed=2, seeds=FURTHER_SEEDS, **shared)
+
+    folder = comparison_folder(Study.open(study.root), "learning")
+    rows, seeds = parse_rows(methods, "baseline"), list(range(1, 2 + FURTHER_SEEDS))
+    table = tabulate(folder, rows, seeds, rows[methods.index(BASE)], "test cases, strict mode")
+    write_tables(folder, table, rows, seeds)
+    arguments.measured.mkdir(parents=True, exist_ok=True)
+    for name in ("table.md", "table.csv"):
+        shutil.copyfile(folder / name, arguments.measured / name)
+    print(markdown(table))
+    for name, reason in first["failed"].items():
+        print(f"{name} was not trained: {reason}")
+
+
+def make_study(data: Path, folder: Path) -> Any:
+    """The study of the split: labeled, unlabeled and test cases, references where labels are not used."""
+    from SFRCore import Study
+
+    if (folder / "study.json").is_file():
+        return Study.open(folder)
+    study = Study.create(folder, structures=STRUCTURES, preset="hippocampus")
+    for role, names in make_split(data).items():
+        for name in names if role != "others" else []:
+            use = "label" if role == "labeled" else "reference"
+            study.add(image_of(data, name), role=role, **{use: label_of(data, name)})
+    return study
+
+
+def _say(event: dict[str, Any]) -> None:
+    if event.get("event") == "warning":
+        print(event["message"], flush=True)
+    elif event.get("stage") == "compare" and event.get("event") == "progress":
+        print(f"{event['step']}/{event['total']} {event['doing']}", flush=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output", type=Path, default=ROOT / "results" / "learning")
+    parser.add_argument(
+        "--measured", type=Path, default=ROOT / "Testing" / "Benchmarks" / "measured" / "learning"
+    )
+    parser.add_argument("--iterations", type=int, default=300)
+    parser.add_argument(
+        "--methods", nargs="+", help="all of them if not given; supervised must be among them"
+    )
+    parser.add_argument("--device", default="auto")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
