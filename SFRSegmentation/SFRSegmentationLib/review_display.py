@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import qt
 from slicer.i18n import tr as _
 
+from SFRCore.errors import SFRError
+from SFRCore.runtime.files import read_json
 from SFRCore.study import ReviewItem, Study
 
 from .case_view import CaseView
@@ -146,12 +150,25 @@ def rejected_cases(study: Study) -> list[str]:
 
 
 def _new_labels(study: Study) -> int:
-    """How many accepted or corrected labels are younger than every trained model."""
-    trained = [path.stat().st_mtime for path in study.models_dir.glob("*/*.json")]
-    newest = max(trained, default=0.0)
+    """How many accepted or corrected labels the newest model has not learned from: those it has not seen, as
+    what was accepted while it was trained, and those that are younger than it.
+    """
+    models = [path for path in study.models_dir.glob("*/*.json") if path.is_file()]
+    newest = max(models, key=lambda path: path.stat().st_mtime, default=None)
+    made, seen = (0.0, ()) if newest is None else (newest.stat().st_mtime, _seen_by(newest))
     count = 0
     for case in study.labeled_cases():
         if case.label_origin in ("accepted", "corrected"):
             path = study.label_path(case.id)
-            count += path is not None and path.is_file() and path.stat().st_mtime > newest
+            known = case.id in seen and path is not None and path.is_file()
+            count += not known or path.stat().st_mtime > made
     return count
+
+
+def _seen_by(model: Path) -> Collection[str]:
+    """The cases whose labels a model has learned from; none where its file says nothing of it."""
+    try:
+        seen = read_json(model)["made_by"]["seen"]
+    except (SFRError, OSError, KeyError, TypeError, ValueError):
+        return ()
+    return seen if isinstance(seen, list) else ()
