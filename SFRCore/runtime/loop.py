@@ -103,14 +103,14 @@ def train(trainer: Trainer, reporter: Reporter, device: Device, checkpoints: Che
     return begin
 
 
-def measure(trainer: Trainer, device: Device, reporter: Reporter, steps: int = 3) -> float:
-    """Seconds a step takes: the mean of ``steps`` steps after the first where there are several."""
+def measure(trainer: Trainer, device: Device, reporter: Reporter, steps: int = 3, begin: int = 0) -> float:
+    """Seconds a step takes: the mean of ``steps`` steps from ``begin``, less the first of several."""
     taken = []
-    for k in range(min(steps, trainer.total)):
+    for k in range(begin, min(begin + steps, trainer.total)):
         reporter.check()
-        begin = time.perf_counter()
+        started = time.perf_counter()
         _step(trainer, reporter, device, k, "measuring the speed")
-        taken.append(time.perf_counter() - begin)
+        taken.append(time.perf_counter() - started)
     return sum(taken[1:]) / (len(taken) - 1) if len(taken) > 1 else taken[0]
 
 

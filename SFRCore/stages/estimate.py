@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..foundation.checkpoints import build_foundation
 from ..foundation.tuning import apply_tuning, merge
 from ..runtime.loop import measure
+from ..ssl.contract import phase_lengths
 from ..students import make_student
 from ..students.sliding_window import window_starts
 from . import adaptation as adaptation_stage
@@ -35,6 +36,7 @@ from .lineage import (
     student_lineage,
     uses_pseudo_labels,
 )
+from .retrainer import Retrainer
 from .rounds import (
     NOTHING,
     Selection,
@@ -132,13 +134,31 @@ def _retrain_seconds(context: StageContext) -> float:
     trainer = retrain.prepare(unguided, replace(lineage, existing=None), *training_volumes(unguided))
     continues = student_lineage(context).parent is not None
     try:
-        seconds = measure(trainer, context.device, unguided, STEPS)
+        seconds = _phases_seconds(trainer, unguided) / trainer.total
     finally:
         trainer.close()
     if uses_pseudo_labels(context) and makes_labels_online(context):
         seconds += 2 * _seconds_of(_sam(context), context, context.plan.patch)
     total = context.plan.iterations_retrain
     return seconds * (shortened(total) if continues else total)
+
+
+def _phases_seconds(trainer: Retrainer, context: StageContext) -> float:
+    """Of a whole training: every phase has batches of its own, so each is measured where it begins. A phase
+    that begins with the student's predictions is taken to be as fast, by the crop, as the one before.
+    """
+    seconds = pace = 0.0
+    start = 0
+    for phase, length in zip(trainer.phases, phase_lengths(trainer.phases, trainer.total), strict=True):
+        crops = phase.labeled + phase.unlabeled
+        if phase.pseudo_labels == "student":
+            seconds += _predict_seconds(context, len(trainer.unlabeled))
+        elif length:
+            steps = min(STEPS, length)
+            pace = measure(trainer, context.device, context, steps, begin=start) / crops
+        seconds += length * crops * pace
+        start += length
+    return seconds
 
 
 def _selective_seconds(context: StageContext) -> float:

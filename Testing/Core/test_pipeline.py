@@ -326,6 +326,25 @@ def test_estimate_measures_every_stage_that_is_not_done(
     assert api.estimate(finished, **SETTINGS)["seconds"] == 0
 
 
+def test_the_estimate_measures_every_phase_of_a_method(
+    tmp_path: Path, cohort: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from SFRCore.stages import estimate
+
+    def measured(trainer: Any, device: Any, reporter: Any, steps: int = 3, begin: int = 0) -> float:
+        return 10.0 if begin else 1.0
+
+    monkeypatch.setattr(estimate, "measure", measured)
+    study = make_study(tmp_path / "study", cohort)
+    shared = SETTINGS | {"recipe": "baseline", "iterations_retrain": 12}
+    shared.pop("foundation", None)
+    half = shared | {"ssl": "bcp", "method_options": {"pretraining": 0.5}}
+    assert api.estimate(study, **half)["per_stage"]["retrain"] == pytest.approx(6 * 1.0 + 6 * 10.0)
+    rounds = shared | {"ssl": "self_training", "method_options": {"rounds": 3}}
+    # 4 steps with 2 crops, then 8 with 4 crops at the same pace and two predictions of the unlabeled cases
+    assert 4 + 16 < api.estimate(study, **rounds)["per_stage"]["retrain"] < 4 + 16 + 60
+
+
 def test_a_run_of_days_asks_first(
     tmp_path: Path, cohort: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
