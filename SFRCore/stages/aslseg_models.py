@@ -88,6 +88,7 @@ def adaptation_lineage(context: StageContext) -> Lineage:
         "prompts": options["prompts"],
         "corruptions": options["corruptions"],
         "seed": settings.seed,
+        "faithful": settings.faithful,
         "patch": plan.patch,
         "preprocessing": plan.preprocessing.to_dict(),
         "flip_axes": plan.flip_axes,

@@ -54,8 +54,8 @@ def random_crop(
 
     ``foreground`` centres it on a random voxel of ``volume.foreground`` as far as the volume's edge allows
     (a volume without foreground is cut uniformly). An axis shorter than the patch is padded with 0 on both
-    sides. ``extra`` is another label map of the volume, a pseudo-label for one, cut at the same place. From
-    memory maps only the patch is read.
+    sides. ``extra`` is another label map of the volume, a pseudo-label for one, cut at the same place and of
+    the same type in the crop. From memory maps only the patch is read.
     """
     image = volume.image
     if extra is not None and extra.shape != image.shape:
@@ -96,7 +96,7 @@ def crop_at(
     return Crop(
         cut(image, np.float32),
         None if label is None else cut(label, np.uint8),
-        None if extra is None else cut(extra, np.uint8),
+        None if extra is None else cut(extra, extra.dtype),
         valid,
         start,
     )

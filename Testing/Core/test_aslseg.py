@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,9 @@ from SFRCore.foundation.store import save_tuned
 from SFRCore.report import write_report
 from SFRCore.runtime import loop
 from SFRCore.runtime.devices import choose_device
-from SFRCore.stages.adaptation import BOTH, with_guesses
+from SFRCore.stages.adaptation import BOTH, _batch, with_guesses
 from SFRCore.stages.corruption import corrupt
+from SFRCore.stages.data import LABELED, CropSource
 from SFRCore.stages.lineage import shortened
 from SFRCore.stages.prompts import KINDS, ask_about, components, make_prompts
 from SFRCore.stages.refine import reliability
@@ -250,6 +252,18 @@ def test_the_network_sees_image_and_both_predictions() -> None:
     image = torch.arange(3.0).view(1, 1, 3, 1, 1)
     inputs = with_guesses(image, guesses, 3).flatten(2)[0]
     assert inputs.tolist() == [[0, 1, 2], [1, 0, 0], [0, 0, 1], [0, 0, 0], [1, 0, 0]]
+
+
+def test_a_batch_has_what_both_the_student_and_sam_guessed() -> None:
+    guess = np.full((20, 18, 16), 1 * BOTH + 2, np.uint16)
+    volume = SimpleNamespace(
+        image=np.zeros(guess.shape, np.float32), label=np.zeros(guess.shape, np.uint8), foreground=None
+    )
+    source = CropSource({"a": volume}, (16, 16, 16), 1, LABELED, flip_axes=(0,), overrides={"a": guess})  # type: ignore[dict-item]
+    batch = _batch(source, 0, 0, 1)
+    assert batch.pseudo_labels is not None
+    inputs = with_guesses(batch.labeled_images, batch.pseudo_labels, 3)
+    assert inputs.mean((0, 2, 3, 4)).tolist() == [0, 1, 0, 0, 1]
 
 
 # Reliability
