@@ -28,6 +28,10 @@ PAPER = {
     ("supervised", 1): 17.99,
     ("mean_teacher", 16): 88.12,
     ("mean_teacher", 1): 29.68,
+    ("acmt", 16): 90.31,
+    ("acmt", 1): 72.64,
+    ("ua_mt", 16): 88.88,
+    ("bcp", 16): 90.10,
 }
 
 
@@ -38,7 +42,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "left_atrium")
     parser.add_argument("--iterations", type=int, default=2000)
-    parser.add_argument("--methods", nargs="+", default=["supervised", "mean_teacher"])
+    parser.add_argument(
+        "--methods", nargs="+", default=["supervised", "mean_teacher", "acmt", "ua_mt", "bcp"]
+    )
     parser.add_argument("--labeled", type=int, nargs="+", default=[16, 1])
     parser.add_argument(
         "--recipe", default="baseline", help="sfr with --foundation vit_b for the paper's own method"
