@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from SFRCore.errors import InputError
 from SFRCore.ssl.contract import Batch, Method, MethodContext, Progress, Step
@@ -14,6 +11,7 @@ from SFRCore.ssl.losses import dice_loss
 from SFRCore.ssl.schedules import Ramp
 from SFRCore.ssl.separation import ClassSeparation
 from SFRCore.ssl.tracing import feature_shapes
+from SFRCore.students.student import statistics_untouched
 
 PROBE = 10.0
 
@@ -96,7 +94,7 @@ class SSNet(Method):
             plain = self.student(images).float().softmax(1)
         inside = valid[:, None]
         direction = _unit((torch.rand_like(images) - 0.5) * inside).requires_grad_(True)
-        with frozen_statistics(self.student):
+        with statistics_untouched(self.student):
             moved = self.student(images + PROBE * direction).float().softmax(1)
             distance = overlap_loss(moved, plain, valid) * valid.sum()  # the factor: no underflow in float16
             (gradient,) = torch.autograd.grad(distance, direction)
@@ -115,20 +113,6 @@ def overlap_loss(one: Tensor, other: Tensor, valid: Tensor) -> Tensor:
 def _unit(noise: Tensor) -> Tensor:
     """Noise (B, ...) of length 1 in every crop."""
     return noise / (noise.flatten(1).norm(dim=1) + 1e-8).view(-1, *[1] * (noise.ndim - 1))
-
-
-@contextmanager
-def frozen_statistics(network: nn.Module) -> Iterator[None]:
-    """Let batch norm use the batch's statistics without averaging them into the running ones."""
-    layers = [layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-    tracking = [layer.track_running_stats for layer in layers]
-    for layer in layers:
-        layer.track_running_stats = False
-    try:
-        yield
-    finally:
-        for layer, tracked in zip(layers, tracking, strict=True):
-            layer.track_running_stats = tracked
 
 
 METHOD = SSNet

@@ -46,7 +46,7 @@ class Student(nn.Module, ABC):
             stage,
             features,
             use_reentrant=False,
-            context_fn=lambda: (nullcontext(), _statistics_untouched(stage)),
+            context_fn=lambda: (nullcontext(), statistics_untouched(stage)),
         )
         return again
 
@@ -79,9 +79,13 @@ class Student(nn.Module, ABC):
 
 
 @contextmanager
-def _statistics_untouched(stage: nn.Module) -> Iterator[None]:
-    """Run batch norm without a second update of its running statistics."""
-    layers = [layer for layer in stage.modules() if isinstance(layer, nn.BatchNorm3d)]
+def statistics_untouched(network: nn.Module) -> Iterator[None]:
+    """Let batch norm use the batch's statistics without averaging them into the running ones.
+
+    The running ones stay arguments of the layer, so that what is computed again in the backward pass is the
+    same operation.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     found = [(layer, layer.momentum, layer.num_batches_tracked) for layer in layers]
     for layer, _, count in found:
         layer.momentum = 0.0

@@ -11,7 +11,8 @@ from torch.nn import functional
 from SFRCore.errors import InputError
 from SFRCore.ssl.cpcl import prototypes, similarities
 from SFRCore.ssl.separation import ClassSeparation
-from SFRCore.ssl.ss_net import frozen_statistics, overlap_loss
+from SFRCore.ssl.ss_net import overlap_loss
+from SFRCore.students.student import statistics_untouched
 from Testing.Core.small_student import CLASSES, at, batch, dice_by_hand, entropy_by_hand, method
 
 
@@ -86,15 +87,31 @@ def test_overlap_of_the_same_certain_labels_is_complete() -> None:
     assert float(overlap_loss(p, changed, valid)) == pytest.approx(0, abs=1e-6)
 
 
-def test_statistics_stay_while_frozen() -> None:
+def test_statistics_stay_untouched() -> None:
     network = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 1), torch.nn.BatchNorm3d(2)).train()
     images = torch.randn(2, 1, 4, 4, 4) + 3
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    with frozen_statistics(network):
+    with statistics_untouched(network):
         frozen = network(images)
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
     assert torch.equal(frozen, network(images))
     assert not torch.equal(before["1.running_mean"], network[1].running_mean)
+
+
+def test_ss_net_computes_the_same_with_activations_computed_again() -> None:
+    found = []
+    for checkpointing in (False, True):
+        trained = method("ss_net", dropout=False, consistency=2.0)
+        trained.student.set_checkpointing(checkpointing)
+        torch.manual_seed(9)
+        trained(batch(), at(9, 10, trained)).loss.backward()
+        found.append(
+            {name: one.grad for name, one in trained.named_parameters()} | dict(trained.named_buffers())
+        )
+    kept, again = found
+    for name, value in kept.items():
+        if value is not None:
+            assert torch.allclose(value, again[name], rtol=1e-4, atol=1e-6), name
 
 
 def test_ss_net_has_the_loss_of_its_formula() -> None:
