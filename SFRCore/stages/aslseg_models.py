@@ -84,6 +84,7 @@ def adaptation_lineage(context: StageContext) -> Lineage:
     prompted = prompted_lineage(context)
     recipe = {
         "stage": "adapt",
+        "prompted": prompted.recipe,
         "student": settings.student,
         "prompts": options["prompts"],
         "corruptions": options["corruptions"],

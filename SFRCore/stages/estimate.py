@@ -65,6 +65,7 @@ def estimate(context: StageContext, stages: tuple[str, ...]) -> dict[str, Any]:
     if "finetune" in stages and not foundation_lineage(context).is_done():
         per_stage["finetune"] = _finetune_seconds(context)
     stale = bool(per_stage.get("finetune"))
+    anew = stale and foundation_lineage(context).parent is None
     if "pseudolabel" in stages:
         per_stage["pseudolabel"] = _pseudolabel_seconds(context, stale)
     stale = stale or bool(per_stage.get("pseudolabel"))
@@ -72,10 +73,10 @@ def estimate(context: StageContext, stages: tuple[str, ...]) -> dict[str, Any]:
         per_stage |= _rounds_seconds(context)
         stale = any(per_stage.values())
     elif "retrain" in stages and (stale or not student_lineage(context).is_done()):
-        per_stage["retrain"] = _retrain_seconds(context)
+        per_stage["retrain"] = _retrain_seconds(context, anew)
         stale = True
     if "selective" in stages and (stale or not student_lineage(context).is_done()):
-        per_stage["selective"] = _selective_seconds(context)
+        per_stage["selective"] = _selective_seconds(context, anew)
         stale = True
     if "predict" in stages and stale:
         per_stage["predict"] = _predict_seconds(context)
@@ -122,9 +123,9 @@ def _finetune_seconds(context: StageContext) -> float:
         tuner.close()
 
 
-def _retrain_seconds(context: StageContext) -> float:
+def _retrain_seconds(context: StageContext, anew: bool = False) -> float:
     """Measured without pseudo-labels, which are not there yet; their loss costs next to nothing beside the
-    network.
+    network. ``anew``: the foundation will be another one, so that the student goes on from no weights.
     """
     alone = context.settings.with_(recipe="baseline", recipe_options={})
     unguided = replace(context, settings=alone)
@@ -132,7 +133,7 @@ def _retrain_seconds(context: StageContext) -> float:
         unguided = context
     lineage = student_lineage(unguided)
     trainer = retrain.prepare(unguided, replace(lineage, existing=None), *training_volumes(unguided))
-    continues = student_lineage(context).parent is not None
+    continues = not anew and student_lineage(context).parent is not None
     try:
         seconds = _phases_seconds(trainer, unguided) / trainer.total
     finally:
@@ -161,15 +162,15 @@ def _phases_seconds(trainer: Retrainer, context: StageContext) -> float:
     return seconds
 
 
-def _selective_seconds(context: StageContext) -> float:
+def _selective_seconds(context: StageContext, anew: bool) -> float:
     """As if every crop were confident once SAM is updated: a backward pass takes twice a forward one."""
     options = recipe_options(context)
     crops = 4  # two labeled and two unlabeled, as in nearly every method's batch
     share = (1 - options["warm_up"]) * min(1.0, options["updates"] / options["period"])
     update = share * crops * 3 * _seconds_of(_sam(context), context, context.plan.patch)
     total = context.plan.iterations_retrain
-    continues = student_lineage(context).parent is not None
-    return _retrain_seconds(context) + update * (shortened(total) if continues else total)
+    continues = not anew and student_lineage(context).parent is not None
+    return _retrain_seconds(context, anew) + update * (shortened(total) if continues else total)
 
 
 def _rounds_seconds(context: StageContext) -> dict[str, float]:

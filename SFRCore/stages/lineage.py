@@ -187,6 +187,11 @@ def refuse_leak(foundation: Lineage) -> None:
 
 
 def student_lineage(context: StageContext) -> Lineage:
+    """Of the student of this run's recipe and method.
+
+    A foundation of another recipe is a setting of its student: pseudo-labels of the one before must not live
+    on in its weights. The same one, tuned on with other labels, is data.
+    """
     settings, plan = context.settings, context.plan
     guided = uses_pseudo_labels(context)
     recipe = {
@@ -217,6 +222,7 @@ def student_lineage(context: StageContext) -> Lineage:
         data["unlabeled"] = [case.id for case in unlabeled_for_training(context)]
     if guided:
         foundation = foundation_lineage(context)
+        recipe["foundation"] = (foundation.existing or {}).get("recipe", foundation.recipe)
         data["foundation"] = foundation.model_identity()
         inherited = seen_by(foundation.existing or {})
     folder = student_folder(context)

@@ -64,12 +64,15 @@ def round_student(context: StageContext, number: int, selection: Selection) -> L
     if selection.cases:
         made_from["reliable"] = [[case, selection.identity] for case in selection.cases]
     inherited: frozenset[str] = frozenset()
+    recipe = [base.recipe, "round", number]
     if number:
-        inherited = seen_by(adaptation_lineage(context).existing or {})
+        adaptation = adaptation_lineage(context)
+        inherited = seen_by(adaptation.existing or {})
+        recipe.append(adaptation.recipe)
     return replace(
         base,
         folder=folder,
-        recipe=digest([base.recipe, "round", number]),
+        recipe=digest(recipe),
         made_from=made_from,
         existing=existing_model(context, folder / STUDENT_INFO),
         inherited=inherited,

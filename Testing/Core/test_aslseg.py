@@ -25,12 +25,17 @@ from SFRCore.foundation.store import save_tuned
 from SFRCore.report import write_report
 from SFRCore.runtime import loop
 from SFRCore.runtime.devices import choose_device
+from SFRCore.settings import Settings
 from SFRCore.stages.adaptation import BOTH, _batch, with_guesses
+from SFRCore.stages.aslseg_models import adaptation_lineage, prompted_lineage
+from SFRCore.stages.context import StageContext
 from SFRCore.stages.corruption import corrupt
 from SFRCore.stages.data import LABELED, CropSource
 from SFRCore.stages.lineage import shortened
 from SFRCore.stages.prompts import KINDS, ask_about, components, make_prompts
 from SFRCore.stages.refine import reliability
+from SFRCore.stages.rounds import NOTHING, Selection, round_student
+from SFRCore.stages.survey import plan_for
 from SFRCore.students import vnet
 from SFRCore.study import Study
 
@@ -377,6 +382,25 @@ def test_a_new_label_goes_on_from_every_model(study: Study) -> None:
     for stage in ("retrain", "prompt", "adapt", "retrain 1"):
         assert done[stage]["iterations"] == shortened(3), stage
     assert done["refine 1"]["cases"] == 1
+
+
+def context_of(study: Study, *, options: dict[str, Any], **changes: Any) -> StageContext:
+    made = Settings.of(**(SETTINGS | {"recipe_options": options} | changes))
+    device = choose_device("cpu", "fp32")
+    return StageContext(study, made, plan_for(study, made, device), device, None)
+
+
+def test_another_sam_starts_what_learned_from_it_anew(study: Study) -> None:
+    options = {**ALL, "rounds": 1, "corruptions": 1}
+    run(study, options=options)
+    context = context_of(study, options=options, tuning="lora")
+    assert round_student(context, 0, NOTHING).is_done(), "the student of the labels alone has not met SAM"
+    for lineage in (
+        prompted_lineage(context),
+        adaptation_lineage(context),
+        round_student(context, 1, Selection("other", ("case_03",))),
+    ):
+        assert lineage.existing is not None and not lineage.is_done() and lineage.parent is None
 
 
 @pytest.mark.parametrize(

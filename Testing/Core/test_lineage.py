@@ -18,6 +18,7 @@ from SFRCore.foundation.spec import SPECS
 from SFRCore.planning import Plan
 from SFRCore.runtime.devices import Device, choose_device
 from SFRCore.settings import Settings
+from SFRCore.stages import estimate as estimation
 from SFRCore.stages import lineage, survey
 from SFRCore.stages.context import StageContext
 from SFRCore.stages.lineage import foundation_identity, foundation_lineage, shortened
@@ -291,6 +292,19 @@ def test_pseudo_labels_of_an_earlier_foundation_are_not_learned_from(study: Stud
     assert api.estimate(study, **SETTINGS)["per_stage"]["pseudolabel"] > 0
     api.run_stage(study, "pseudolabel", **SETTINGS)
     assert not api.run_stage(study, "retrain", **SETTINGS)["stages"]["retrain"]["skipped"]
+
+
+def test_another_foundation_starts_the_student_anew(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = {"iterations_retrain": 10}
+    run(study, **long)
+    monkeypatch.setattr(estimation, "_phases_seconds", lambda trainer, _: float(trainer.total))
+    changes = {"tuning": "decoder", "input": "small"}
+    told = api.estimate(study, **(SETTINGS | long | changes))["per_stage"]["retrain"]
+    done = run(study, **long, **changes)
+    assert done["finetune"]["iterations"] == 2 and done["retrain"]["iterations"] == told == 10
+    assert made_by(study, STUDENT)["parent"] is None
+    study.accept("case_03")
+    assert run(study, **long, **changes)["retrain"]["iterations"] == shortened(10), "other labels only"
 
 
 def test_a_foundation_of_other_settings_is_not_mixed_with_these(study: Study) -> None:
