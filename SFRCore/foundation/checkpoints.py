@@ -20,7 +20,8 @@ from SFRCore.foundation.sam import ClasswiseSAM, build_decoder
 from SFRCore.foundation.spec import SPECS, FoundationSpec, get_spec, spec_from_state
 from SFRCore.runtime.files import atomic_path
 
-# Their shapes depend on the number of classes; the reference draws all three anew where one does not fit.
+# Their shapes depend on the number of classes. What fits is kept, tensor by tensor, as in the reference: it
+# means to draw all three anew where one does not fit, but the loading that failed has copied the others.
 CLASS_PARTS = ("mask_tokens", "output_hypernetworks_mlps", "iou_prediction_head")
 RANDOM = tuple(name for name in SPECS if name not in CHECKPOINTS)
 
@@ -105,11 +106,12 @@ def build_from_state(
             f"mask_decoder.{key}": value for key, value in build_decoder(spec, classes).state_dict().items()
         }
     by_class = {key for key in fresh if key.split(".")[1] in CLASS_PARTS}
-    if any(key not in weights or weights[key].shape != fresh[key].shape for key in by_class) or (
-        classes != weights["mask_decoder.mask_tokens.weight"].shape[0]
-    ):
-        weights = {key: value for key, value in weights.items() if key.split(".")[1] not in CLASS_PARTS}
-        weights |= {key: fresh[key] for key in by_class}
+    kept = {
+        key: value
+        for key, value in weights.items()
+        if key.split(".")[1] not in CLASS_PARTS or (key in by_class and value.shape == fresh[key].shape)
+    }
+    weights = {key: fresh[key] for key in by_class} | kept
     if any(not bool(value.isfinite().all()) for value in weights.values()):
         raise InputError(f"{source} is damaged: some of its weights are not numbers.", hint="Fetch it again.")
     try:

@@ -268,18 +268,21 @@ def test_a_saved_checkpoint_is_the_same_model(tiny: ClasswiseSAM, tmp_path: Path
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-def test_parts_by_class_are_drawn_anew_and_the_rest_is_kept(state: dict[str, Tensor]) -> None:
+def test_parts_by_class_that_do_not_fit_are_drawn_anew_and_the_rest_is_kept(
+    state: dict[str, Tensor],
+) -> None:
     kept = build_from_state(state, classes=4, seed=3)
     assert torch.equal(kept.mask_decoder.mask_tokens.weight, state["mask_decoder.mask_tokens.weight"])
-    fresh, again = (build_from_state(state, classes=3, seed=3) for _ in range(2))
-    for key, value in fresh.state_dict().items():
-        assert torch.equal(value, again.state_dict()[key])
-        part = key.split(".")[1]
-        if part in ("mask_tokens", "output_hypernetworks_mlps", "iou_prediction_head"):
-            continue
-        assert torch.equal(value, split_qkv(state)[key])
-    first = "mask_decoder.output_hypernetworks_mlps.0.layers.0.weight"
-    assert not torch.equal(fresh.state_dict()[first], state[first])
+    old = split_qkv(state)
+    for classes in (2, 6):
+        fresh, again = (build_from_state(state, classes=classes, seed=3).state_dict() for _ in range(2))
+        drawn = set()
+        for key, value in fresh.items():
+            assert torch.equal(value, again[key])
+            if key not in old or not torch.equal(value, old[key]):
+                drawn.add(key.removeprefix("mask_decoder.").rpartition(".layers.")[0] or key)
+        several = {f"output_hypernetworks_mlps.{n}" for n in range(4, classes)}
+        assert drawn == {"mask_decoder.mask_tokens.weight", "iou_prediction_head"} | several
 
 
 def test_wrapped_prefixed_and_half_precision_checkpoints_load(
