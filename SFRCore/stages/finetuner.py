@@ -24,6 +24,7 @@ from ..foundation.tuning import WHOLE_ENCODER
 from ..runtime.loop import made_ahead
 from ..runtime.optimise import Optimisation, seed_step
 from ..ssl.losses import cross_entropy, segmentation_loss
+from ..ssl.schedules import learning_rate
 from ..volumes import CachedVolume, bezier_intensity
 from .context import StageContext
 from .data import CANVAS, LABELED, CropSource
@@ -32,7 +33,6 @@ from .embeddings import EmbeddingPool
 STAGE_SEED = 1
 IGNORE = 255
 WEIGHT_DECAY = 0.1
-POWER = 0.9
 RATES = {"lora": 1e-3, "adapter": 1e-3, "decoder": 1e-3, "encoder_decoder": 1e-4, "full": 1e-4}
 RANDOM_RATE = 1e-3
 """Learning rate where every weight starts from random numbers."""
@@ -173,8 +173,8 @@ class FineTuner:
         return (cross_entropy(logits, target, valid) + _unmasked_dice(logits, target, valid)) / 2
 
     def _rate_at(self, k: int) -> float:
-        """Polynomial decay, counted after the step as the reference does; a whole encoder warms up first."""
-        rate = self.rate * (1 - min(k + 1, self.total - 1) / self.total) ** POWER
+        """Polynomial decay from the full rate at step 0; a whole encoder warms up first."""
+        rate = learning_rate("poly", k, self.total, base=self.rate)
         if self.tuning in WHOLE_ENCODER:
             rate *= min(1.0, (k + 1) / max(1.0, WARM_UP * self.total))
         return rate

@@ -23,12 +23,13 @@ from ..runtime.checkpoints import Checkpoints
 from ..runtime.loop import made_ahead, train
 from ..runtime.optimise import Optimisation, seed_step
 from ..ssl.losses import segmentation_loss
+from ..ssl.schedules import learning_rate
 from ..volumes import CachedVolume, bezier_intensity
 from .aslseg_models import prompted_lineage
 from .context import StageContext
 from .corruption import corrupt
 from .data import CANVAS
-from .finetuner import BEZIER_PROBABILITY, POWER, RANDOM_RATE, RATES, WARM_UP, WEIGHT_DECAY
+from .finetuner import BEZIER_PROBABILITY, RANDOM_RATE, RATES, WARM_UP, WEIGHT_DECAY
 from .lineage import Lineage, recipe_options, shortened
 from .prompts import as_canvas, components, make_prompts
 from .survey import keep_plan
@@ -88,7 +89,7 @@ class PromptTuner:
         both = torch.stack([torch.zeros_like(logits), logits], 1).float()
         target = masks.to(where)
         loss = segmentation_loss(both, target, torch.ones_like(target, dtype=torch.bool), epsilon=1e-10)
-        rate = self.rate * (1 - min(k + 1, self.total - 1) / self.total) ** POWER
+        rate = learning_rate("poly", k, self.total, base=self.rate)
         if self.tuning in WHOLE_ENCODER:
             rate *= min(1.0, (k + 1) / max(1.0, WARM_UP * self.total))
         self.optimisation.set_rate(rate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from SFRCore.ssl.contract import Phase, phase_lengths, progress_at
 from SFRCore.ssl.ema import make_teacher, perturb, update_ema
 from SFRCore.ssl.schedules import Ramp, gaussian_rampup, learning_rate
+from SFRCore.stages.finetuner import FineTuner
 
 
 @pytest.mark.parametrize(
@@ -131,3 +133,12 @@ def test_noise_is_clipped_and_leaves_the_images() -> None:
     assert noise.abs().max() == pytest.approx(0.2)
     assert noise.std() == pytest.approx(0.0959, abs=2e-3)
     assert perturb(images, limit=0.05).abs().max() == pytest.approx(0.05)
+
+
+def test_fine_tuning_falls_from_the_full_rate_as_the_released_loop() -> None:
+    total, rate, iteration = 50, 1e-3, 0
+    tuner = SimpleNamespace(rate=1e-3, total=total, tuning="lora")
+    while iteration < total:
+        assert FineTuner._rate_at(tuner, iteration) == pytest.approx(rate)  # type: ignore[arg-type]
+        iteration += 1  # the released loop counts, then sets the rate of the iteration after
+        rate = 1e-3 * (1 - iteration / total) ** 0.9
