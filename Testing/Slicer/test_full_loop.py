@@ -3,13 +3,14 @@
 import contextlib
 import io
 import re
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import slicer
+from event_loop import EventLoop
 from panel_tools import Answers
 
 import SFRCore.synthetic
@@ -55,22 +56,6 @@ def worker(workerPython, monkeypatch):
     monkeypatch.setenv("SFR_PYTHON", workerPython)
 
 
-class EventLoop:
-    """Turns the event loop as Slicer does; ``longest`` is how long it was held, in seconds."""
-
-    def __init__(self):
-        self.longest = 0.0
-
-    def until(self, condition, seconds=150.0):
-        end = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < end, "timed out"
-            begin = time.perf_counter()
-            slicer.app.processEvents()
-            self.longest = max(self.longest, time.perf_counter() - begin)
-            time.sleep(0.002)
-
-
 def drawn(volume, path):
     """A label file as a user has drawn it: a segmentation of the volume, its segments named."""
     label = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
@@ -98,6 +83,8 @@ def test_the_loop_by_clicks(widget, worker, cohort, tmp_path):
     panel, logic = widget.panel, widget.logic
     cases, train, review, results = (panel.steps[key] for key in ("cases", "train", "review", "results"))
     loop = EventLoop()
+    # Several seconds without load; another job of the machine may take the processors for a while.
+    following = partial(loop.until, seconds=200, say=lambda: train.ui.jobLabel.text)
 
     # Load, and mark two as labeled.
     panel.open("cases")
@@ -121,7 +108,7 @@ def test_the_loop_by_clicks(widget, worker, cohort, tmp_path):
     train.ui.finetuneSteps.value, train.ui.retrainSteps.value = 4, 10
     train.ui.runButton.click()
     assert logic.session.busy, panel.ui.errorLabel.text
-    loop.until(lambda: len(review.queue) == 6 or not logic.session.busy)
+    following(lambda: len(review.queue) == 6 or not logic.session.busy)
 
     # Pseudo-labels appear while it runs, with doubt over the image; one is corrected and accepted meanwhile.
     panel.open("review")
@@ -140,7 +127,7 @@ def test_the_loop_by_clicks(widget, worker, cohort, tmp_path):
     label = sitk.GetArrayFromImage(sitk.ReadImage(str(logic.study.label_path(corrected))))
     assert np.array_equal(label == 1, voxels > 0)
 
-    loop.until(lambda: not logic.session.busy)
+    following(lambda: not logic.session.busy)
     assert logic.session.job.state == "finished", train.ui.jobLabel.text
     assert logic.study.case(corrected).label_origin == "corrected"
 
@@ -149,10 +136,13 @@ def test_the_loop_by_clicks(widget, worker, cohort, tmp_path):
     review.ui.retrainButton.click()
     first = logic.session.job
     assert logic.session.busy, panel.ui.errorLabel.text
-    loop.until(lambda: not logic.session.busy)
+    following(lambda: not logic.session.busy)
     assert logic.session.job is first and first.state == "finished", train.ui.jobLabel.text
     assert first.progress.stages["retrain"].state == "done"
     assert first.progress.stages["retrain"].total == 2, "a fifth of the steps"
+
+    print(f"following two real runs held the event loop {1e3 * loop.longest:.0f} ms at most")
+    assert loop.longest < 0.1
 
     # Load the predictions: each lies on its image, voxel for voxel.
     panel.open("results")
@@ -173,8 +163,6 @@ def test_the_loop_by_clicks(widget, worker, cohort, tmp_path):
             id = node.GetSegmentation().GetNthSegmentID(number)
             found = slicer.util.arrayFromSegmentBinaryLabelmap(node, id, image)
             assert np.array_equal(found > 0, wanted == value), name
-    print(f"following two real runs held the event loop {1e3 * loop.longest:.0f} ms at most")
-    assert loop.longest < 0.1
 
 
 def script():

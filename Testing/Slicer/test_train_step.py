@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import slicer
+from event_loop import EventLoop
 from panel_tools import Answers, study_of
 from SFRSegmentationLib import running_job
 
@@ -44,14 +45,9 @@ def step(widget, pretend, tmp_path):
 
 def turn(step, condition, seconds=30.0):
     """Let the event loop turn until the condition holds; returns the longest that it was held, in seconds."""
-    longest, end = 0.0, time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"timed out: {step.ui.jobLabel.text} {step.section.text}"
-        begin = time.perf_counter()
-        slicer.app.processEvents()
-        longest = max(longest, time.perf_counter() - begin)
-        time.sleep(0.002)
-    return longest
+    loop = EventLoop()
+    loop.until(condition, seconds, say=lambda: f"{step.ui.jobLabel.text} {step.section.text}")
+    return loop.longest
 
 
 def ended(step):
