@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +13,32 @@ import torch
 from .files import atomic_path
 
 KEPT = 2
-PATTERN = re.compile(r"(?P<stage>[a-z_]+)-(?P<identity>[0-9a-f]+)-(?P<step>\d{7})\.pt$")
+PATTERN = re.compile(r"(?P<model>[\w-]+)-(?P<identity>[0-9a-f]+)-(?P<step>\d{7})\.pt$")
 
 
 class Checkpoints:
     """The checkpoints of one training, over all runs of a study.
 
+    ``model`` names what is trained, in letters, digits, "_" and "-": each model of a study has its own name.
     ``identity`` is the fingerprint of everything that the training depends on: a checkpoint of another
     fingerprint is never continued.
     """
 
-    def __init__(self, runs_dir: Path, run_dir: Path, stage: str, identity: str) -> None:
+    def __init__(self, runs_dir: Path, run_dir: Path, model: str, identity: str) -> None:
         self.runs_dir, self.folder = runs_dir, run_dir / "checkpoints"
-        self.stage, self.identity = stage, identity
+        self.model, self.identity = model, identity
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Write the state after ``step`` steps, then remove all but the last two."""
+        """Write the state after ``step`` steps. Its last two are kept, and the two youngest of all trainings
+        of this model with other settings or labels.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        target = self.folder / f"{self.stage}-{self.identity}-{step:07d}.pt"
+        target = self.folder / f"{self.model}-{self.identity}-{step:07d}.pt"
         with atomic_path(target) as temporary:
             torch.save({"step": step, "state": state}, temporary)
-        for _, old in self.found()[KEPT:]:
-            with contextlib.suppress(OSError):
-                old.unlink()
+        own = [path for _, path in self.found()]
+        others = [path for _, path in self._matching("*") if path not in own]
+        _remove(own[KEPT:] + sorted(others, key=_written, reverse=True)[KEPT:])
         return target
 
     def found(self) -> list[tuple[int, Path]]:
@@ -52,18 +56,30 @@ class Checkpoints:
         return None
 
     def clear(self) -> None:
-        """Remove the checkpoints of this stage, once its model is written: those of this training, and of
-        trainings with other settings or labels that were cut off and left.
+        """Remove the checkpoints of this model, once it is written: those of this training, and of trainings
+        with other settings or labels that were cut off and left.
         """
-        for _, path in self._matching("*"):
-            with contextlib.suppress(OSError):
-                path.unlink()
+        _remove([path for _, path in self._matching("*")])
 
     def _matching(self, identity: str) -> list[tuple[int, Path]]:
-        """Step and path of this stage's checkpoints in any run, newest step first."""
+        """Step and path of this model's checkpoints in any run, newest step first."""
         matches = []
-        for path in self.runs_dir.glob(f"*/checkpoints/{self.stage}-{identity}-*.pt"):
+        for path in self.runs_dir.glob(f"*/checkpoints/{self.model}-{identity}-*.pt"):
             parts = PATTERN.match(path.name)
-            if parts and parts["stage"] == self.stage:
+            if parts and parts["model"] == self.model:
                 matches.append((int(parts["step"]), path))
         return sorted(matches, reverse=True)
+
+
+def _written(path: Path) -> float:
+    """When a file was written; 0 where it is gone meanwhile."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.unlink()

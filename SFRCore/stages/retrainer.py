@@ -313,10 +313,10 @@ def make_method(context: StageContext, guided: bool) -> Method:
 
 
 def train_student(context: StageContext, lineage: Lineage, trainer: Retrainer) -> dict[str, Any]:
-    """Train to the end, from the newest checkpoint of the stage if there is one, and save the student."""
-    checkpoints = Checkpoints(
-        context.study.runs_dir, context.run_dir, context.stage, lineage.training_identity()
-    )
+    """Train to the end, from this student's newest checkpoint if there is one, and save the student."""
+    study = context.study
+    name = "-".join(lineage.folder.relative_to(study.models_dir).parts)
+    checkpoints = Checkpoints(study.runs_dir, context.run_dir, name, lineage.training_identity())
     context.emit(
         "started",
         total=trainer.total,
@@ -332,7 +332,7 @@ def train_student(context: StageContext, lineage: Lineage, trainer: Retrainer) -
         save_student(trainer.method.student, lineage.folder, student_info(context, lineage, trainer))
         checkpoints.clear()
     context.device.accelerator.wait_for_everyone()
-    context.emit("finished_stage", path=str(lineage.folder.relative_to(context.study.root)))
+    context.emit("finished_stage", path=str(lineage.folder.relative_to(study.root)))
     return {"skipped": False, "iterations": trainer.total, "continued_at": begin}
 
 

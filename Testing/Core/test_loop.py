@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -173,17 +175,31 @@ def test_a_few_lost_steps_are_borne_but_not_saved(tmp_path: Path, monkeypatch: p
         run(Diverging(range(10, 99), total=12), tmp_path / "short")
 
 
-def test_checkpoints_of_the_same_stage_go_once_its_model_is_written(tmp_path: Path) -> None:
-    def some(stage: str, identity: str, run_name: str) -> Checkpoints:
-        checkpoints = Checkpoints(tmp_path, tmp_path / run_name, stage, identity)
-        checkpoints.save(3, {})
-        return checkpoints
+def some_checkpoint(folder: Path, model: str, identity: str, run_name: str) -> Checkpoints:
+    checkpoints = Checkpoints(folder, folder / run_name, model, identity)
+    checkpoints.save(3, {})
+    return checkpoints
 
-    old, other = some("tiny", "fff000", "a"), some("tiny_other", "abc123", "a")
-    own = some("tiny", "abc123", "b")
+
+def test_only_checkpoints_of_the_same_model_go_once_it_is_written(tmp_path: Path) -> None:
+    old = some_checkpoint(tmp_path, "sfr-tiny", "fff000", "a")
+    other = some_checkpoint(tmp_path, "sfr-tiny_other", "abc123", "a")
+    round_1 = some_checkpoint(tmp_path, "sfr-tiny-round-1", "abc123", "a")
+    own = some_checkpoint(tmp_path, "sfr-tiny", "abc123", "b")
     assert [step for step, _ in own.found()] == [3]
     own.clear()
-    assert not own.found() and not old.found() and len(other.found()) == 1
+    assert not own.found() and not old.found()
+    assert len(other.found()) == len(round_1.found()) == 1
+
+
+def test_trainings_that_were_left_keep_two_checkpoints_in_all(tmp_path: Path) -> None:
+    left = []
+    for age, identity in ((30, "aaa"), (20, "bbb"), (10, "ccc")):
+        left.append(some_checkpoint(tmp_path, "tiny", identity, identity))
+        written = time.time() - age
+        os.utime(left[-1].found()[0][1], (written, written))
+    some_checkpoint(tmp_path, "tiny", "ddd", "d")
+    assert [len(one.found()) for one in left] == [0, 1, 1]
 
 
 def test_items_are_made_ahead_and_in_order() -> None:
