@@ -14,6 +14,13 @@ from SFRCore.cli.display import Display, print_json, print_table, show_result
 from SFRCore.errors import SFRError
 
 MEASURES = ("dice", "jaccard", "asd", "hd95")
+NEWEST = "that of the newest prediction"
+EvaluatedRecipe = Annotated[
+    str | None, typer.Option(help="Score the student of this recipe.", show_default=NEWEST)
+]
+EvaluatedSsl = Annotated[
+    str | None, typer.Option(help="Score the student of this method.", show_default=NEWEST)
+]
 
 
 @app.command(
@@ -41,6 +48,8 @@ def evaluate(
     millimetres: Annotated[
         bool, typer.Option("--millimetres", help="Distances in millimetres instead of voxels.")
     ] = False,
+    recipe: EvaluatedRecipe = None,
+    ssl: EvaluatedSsl = None,
     json: opt.Json = False,
 ) -> None:
     """Scores by structure and case."""
@@ -54,6 +63,8 @@ def evaluate(
             cases=which,
             mode=mode,
             millimetres=millimetres,
+            recipe=recipe,
+            ssl=ssl,
             on_problem=lambda case, error: display.warn(_left_out(case, error)),
         )
     if json:
@@ -81,7 +92,8 @@ def print_scores(scores: Mapping[str, Any], unit: str) -> None:
     mean = scores.get("mean_dice")
     text = f"{mean:.4f}" if isinstance(mean, (int, float)) else "undefined"
     count = len(scores.get("cases", {}))
-    typer.echo(f"\nMean Dice: {text} over {count} case{'' if count == 1 else 's'}")
+    by = f", predicted by {scores['student']}" if scores.get("student") else ""
+    typer.echo(f"\nMean Dice: {text} over {count} case{'' if count == 1 else 's'}{by}")
 
 
 def _measures(row: Any) -> list[Any]:

@@ -99,7 +99,7 @@ def _train(
     begin = time.perf_counter()
     chosen = settings.with_(recipe=row.recipe, ssl=row.ssl, yes=True)
     done = api.run(copy, on_event=listener, **vars(chosen))
-    scores = api.evaluate(copy, cases=cases, mode=mode)
+    scores = api.evaluate(copy, cases=cases, mode=mode, recipe=row.recipe, ssl=row.ssl)
     result = {
         "row": row.key,
         "seed": settings.seed,

@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, SFRError, command_line
+from ..recipes import get_recipe
 from ..runtime.files import write_json
-from ..study import Case, Study
+from ..settings import Settings
+from ..ssl import get_method
+from ..study import Case, CaseResult, Study
 from ..volumes import Frame, read_label
 from .metrics import Mode, case_scores
 
@@ -25,6 +28,8 @@ def evaluate(
     cases: str = "test",
     mode: Mode = "strict",
     millimetres: bool = False,
+    recipe: str | None = None,
+    ssl: str | None = None,
     on_problem: Callable[[str, SFRError], None] | None = None,
 ) -> dict[str, Any]:
     """Score results against references and write ``reports/scores.json`` (per kind).
@@ -33,11 +38,16 @@ def evaluate(
     (NaN distances where a structure is missing, left out of the means) or "official" (zeros, as the
     papers' scripts). Distances are in voxels, or in millimetres. Dice and Jaccard lie in 0..1.
 
-    Returns ``mean_dice`` (over structures of the means over cases), ``structures`` (means by name) and
-    ``cases``. A case that cannot be scored, or whose label the model has learned from, is told to
-    ``on_problem`` and left out. Raises InputError where none can be scored.
+    One model is scored: the newest student of ``recipe`` and ``ssl`` (a missing one is a run's default), or
+    without both the one that made the newest result.
+
+    Returns ``mean_dice`` (over structures of the means over cases), ``structures`` (means by name), ``cases``
+    and ``student`` (None for pseudo-labels). A case that cannot be scored, has no result of this model, or
+    whose label the model has learned from, is told to ``on_problem`` and left out. Raises InputError where
+    none can be scored.
     """
     chosen = _chosen(study, cases)
+    student = _asked(kind, recipe, ssl)
     with_reference = [case for case in chosen if case.reference]
     if not with_reference:
         raise InputError(
@@ -45,33 +55,38 @@ def evaluate(
             hint="Give one its reference:  "
             + command_line("sfr", "review", study.root, "--reference", "CASE=FILE"),
         )
+    model = _newest_model(study, kind, student)
+    student = model.get("student", student)
+    noun = kind.replace("_", "-") + (f" by the student {student}" if student else "")
     names = {structure.value: structure.name for structure in study.structures}
     scored: dict[str, Any] = {}
     problems = 0
     for case in with_reference:
+        result = study.result(case.id, kind)
+        if result is None or result.made_by.get("model") != model.get("model"):
+            other = "" if result is None else ", only one by another model"
+            if on_problem is not None:
+                on_problem(case.id, InputError(f"It has no {noun} yet{other}.", code="no_result"))
+            continue
         try:
-            _refuse_learned(study, case, kind)
-            scores = _score(study, case, kind, mode, millimetres)
+            _refuse_learned(case, result)
+            scores = _score(study, case, result, mode, millimetres)
         except SFRError as error:
             problems += 1
             if on_problem is not None:
                 on_problem(case.id, error)
             continue
-        if scores is None:
-            if on_problem is not None:
-                on_problem(case.id, InputError(f"It has no {kind.replace('_', '-')} yet.", code="no_result"))
-            continue
         structures = {names[value]: score for value, score in scores.items()}
         scored[case.id] = {"kind": kind, "structures": structures}
     if not scored:
-        lacking = f"a {kind.replace('_', '-')} {'that can be scored' if problems else 'yet'}"
+        lacking = f"a {noun} {'that can be scored' if problems else 'yet'}"
         raise InputError(
             f"None of the {len(with_reference)} {CASES[cases]} cases with a reference has {lacking}."
             if len(with_reference) > 1
             else f"The {CASES[cases]} case {with_reference[0].id} does not have {lacking}.",
             hint="The warnings say why."
             if problems
-            else f"Make them:  {command_line('sfr', 'run', study.root)}",
+            else f"Make them:  {command_line('sfr', 'run', study.root, *_words(recipe, ssl))}",
         )
     summary = {
         name: _means([case["structures"][name] for case in scored.values()]) for name in names.values()
@@ -80,6 +95,7 @@ def evaluate(
     table = {
         "mean_dice": float(np.mean(dice)) if dice else None,
         "kind": kind,
+        "student": student,
         "mode": mode,
         "unit": "mm" if millimetres else "voxel",
         "structures": summary,
@@ -106,25 +122,49 @@ def _chosen(study: Study, cases: str) -> list[Case]:
     return chosen[cases]()
 
 
-def _refuse_learned(study: Study, case: Case, kind: str) -> None:
-    """Raise InputError where the result is by a model that has learned from the label of the case."""
-    result = study.result(case.id, kind)
-    if result is not None and result.made_by.get("seen"):
+def _asked(kind: str, recipe: str | None, ssl: str | None) -> str | None:
+    """The folder of the student that recipe and method name; None where neither is given."""
+    if recipe is None and ssl is None:
+        return None
+    if kind != "prediction":
         raise InputError(
-            f"Case {case.id} is not scored: the model behind its {kind.replace('_', '-')} has learned from "
-            "its label.",
+            "Pseudo-labels are not by a student, so there is none to choose.",
+            hint="Leave --recipe and --ssl out.",
+        )
+    settings = Settings.of(recipe=recipe, ssl=ssl)
+    return f"{get_recipe(settings.recipe).name}-{get_method(settings.ssl).name}"
+
+
+def _newest_model(study: Study, kind: str, student: str | None) -> dict[str, Any]:
+    """What made the newest result of that student, or of any; nothing where there is none."""
+    cases = study.unlabeled_cases() + study.test_cases()
+    found = [result for case in cases if (result := study.result(case.id, kind)) is not None]
+    if student is not None:
+        found = [result for result in found if result.made_by.get("student") == student]
+    return max(found, key=lambda result: result.time).made_by if found else {}
+
+
+def _words(recipe: str | None, ssl: str | None) -> list[str]:
+    given = {"--recipe": recipe, "--ssl": ssl}
+    return [word for flag, value in given.items() if value is not None for word in (flag, value)]
+
+
+def _refuse_learned(case: Case, result: CaseResult) -> None:
+    """Raise InputError where the result is by a model that has learned from the label of the case."""
+    if result.made_by.get("seen"):
+        raise InputError(
+            f"Case {case.id} is not scored: the model behind its {result.kind.replace('_', '-')} has learned "
+            "from its label.",
             hint="Run the study again: it trains anew without the label.",
             code="seen",
         )
 
 
 def _score(
-    study: Study, case: Case, kind: str, mode: Mode, millimetres: bool
-) -> dict[int, dict[str, float | None]] | None:
-    result = study.result(case.id, kind)
+    study: Study, case: Case, result: CaseResult, mode: Mode, millimetres: bool
+) -> dict[int, dict[str, float | None]]:
     reference_path = study.reference_path(case.id)
-    if result is None or reference_path is None:
-        return None
+    assert reference_path is not None
     values = [structure.value for structure in study.structures]
     prediction = read_label(result.label_path, values)
     reference = read_label(reference_path, values, like=prediction)

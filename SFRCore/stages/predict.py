@@ -23,7 +23,8 @@ KIND = "prediction"
 
 def predict(context: StageContext, *, newest: bool = False) -> dict[str, Any]:
     """Write label map, confidence and numbers of every unlabeled and test case without a prediction by this
-    student; see :func:`student_for`. Cases whose label the student has learned are marked ("seen").
+    student; see :func:`student_for`. Cases whose label the student has learned are marked ("seen"). A case
+    that cannot be predicted is left out, and loses the prediction that another student made of it.
 
     Raises InputError where no student is trained yet, or no case can be read.
     """
@@ -64,6 +65,7 @@ def predict(context: StageContext, *, newest: bool = False) -> dict[str, Any]:
             study.write_result(case.id, KIND, label, confidence, numbers)
         except DEFECTS as error:
             context.leave_out(case, error)
+            study.remove_result(case.id, KIND)
             continue
         done += 1
         context.emit("case", id=case.id, path=f"predictions/{case.id}.nrrd", **summary(numbers))

@@ -142,6 +142,12 @@ class Results(StudyFolder):
         write_json(numbers_path, data)
         return result
 
+    def remove_result(self, id: str, kind: str) -> None:
+        """Remove a result, the JSON first, so that one that is cut off reads as none; labels stay."""
+        self.check_writable()
+        for path in reversed(self.result_paths(id, kind)):
+            path.unlink(missing_ok=True)
+
     def write_confidence_table(self, kind: str) -> Path:
         """Write confidence.csv, a row for each slice of each case with such a result; returns its path."""
         self.check_writable()

@@ -700,8 +700,9 @@ def test_evaluate_prints_scores_as_json_and_table(api: FakeApi, tmp_path: Path) 
     text = sfr("evaluate", tmp_path, "--kind", "pseudo_label", "--mode", "official", "--millimetres").stdout
     assert "Mean Dice: 0.8123 over 1 case" in text and "ASD (mm)" in text and "case_05: Anterior" in text
     assert all(settings.pop("on_problem") is not None for _, _, settings in api.calls)
-    plain = {"kind": "prediction", "cases": "test", "mode": "strict", "millimetres": False}
-    other = {"kind": "pseudo_label", "cases": "unlabeled", "mode": "official", "millimetres": True}
+    newest = {"recipe": None, "ssl": None}
+    plain = {"kind": "prediction", "cases": "test", "mode": "strict", "millimetres": False, **newest}
+    other = {"kind": "pseudo_label", "cases": "unlabeled", "mode": "official", "millimetres": True, **newest}
     assert [settings for _, _, settings in api.calls] == [plain, other]
 
 

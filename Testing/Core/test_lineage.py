@@ -13,7 +13,7 @@ import SimpleITK as sitk
 import torch
 
 from SFRCore import api
-from SFRCore.errors import InputError
+from SFRCore.errors import Cancelled, InputError
 from SFRCore.foundation.spec import SPECS
 from SFRCore.planning import Plan
 from SFRCore.runtime.devices import Device, choose_device
@@ -213,6 +213,42 @@ def test_a_result_by_a_model_that_knows_the_label_is_not_scored(study: Study) ->
     assert set(scores["cases"]) == {"case_05"} and told == {"case_02": "seen"}
     run(study)
     assert set(api.evaluate(study)["cases"]) == {"case_02", "case_05"}
+
+
+def test_scores_are_of_one_student(own_images: Study) -> None:
+    study = own_images
+    study.set_role(["case_04"], "test")
+    first, second = ({"recipe": "baseline", "ssl": name} for name in ("supervised", "mean_teacher"))
+
+    def stop(event: dict[str, Any]) -> None:
+        if event["event"] == "case" and event["id"] == "case_04":
+            raise Cancelled("stopped by the test")
+
+    run(study, **first)
+    with pytest.raises(Cancelled):
+        run(study, on_event=stop, **second)
+    for asked, student, mine, others in (
+        ({}, "baseline-mean_teacher", "case_04", "case_05"),
+        (first, "baseline-supervised", "case_05", "case_04"),
+    ):
+        told: dict[str, str] = {}
+        scores = api.evaluate(
+            study, on_problem=lambda case, error, told=told: told.update({case: error.code}), **asked
+        )
+        assert (
+            scores["student"] == student and set(scores["cases"]) == {mine} and told == {others: "no_result"}
+        )
+    with pytest.raises(InputError, match="prediction by the student sfr-ua_mt yet") as caught:
+        api.evaluate(study, ssl="ua_mt")
+    assert "--ssl ua_mt" in caught.value.hint
+    with pytest.raises(InputError, match="not by a student"):
+        api.evaluate(study, kind="pseudo_label", ssl="ua_mt")
+
+    with Away(study, "case_05"):
+        run(study, **second)
+    assert study.result("case_05", "prediction") is None, "what another student said of it is gone"
+    assert set(api.evaluate(study)["cases"]) == {"case_04"}
+    assert study.label_path("case_01").is_file()
 
 
 def test_an_empty_label_is_said_once_in_a_run(study: Study) -> None:
