@@ -96,12 +96,12 @@ def predict_image(
 
 
 def student_for(context: StageContext, *, newest: bool = False) -> Path:
-    """The folder of the student of this recipe and method; with ``newest``, or else of the one trained last.
+    """The folder of the student of this recipe and method, with ``newest`` of the one that was trained last.
 
     Raises InputError where there is none.
     """
     own = student_folder(context)
-    if (own / STUDENT_INFO).is_file():
+    if not newest and (own / STUDENT_INFO).is_file():
         return own
     root, settings = context.study.root, context.settings
     found = sorted(context.study.models_dir.glob(f"*/{STUDENT_INFO}"), key=lambda path: path.stat().st_mtime)

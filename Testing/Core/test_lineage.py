@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from SFRCore.stages import estimate as estimation
 from SFRCore.stages import lineage, survey
 from SFRCore.stages.context import StageContext
 from SFRCore.stages.lineage import foundation_identity, foundation_lineage, shortened
+from SFRCore.stages.predict import student_for
 from SFRCore.students import vnet
 from SFRCore.study import Study
 
@@ -161,6 +163,22 @@ def test_the_tuning_of_a_gpu_goes_on_without_one(study: Study, monkeypatch: pyte
     other = replace(context, settings=settings.with_(foundation="vit_b"))
     assert foundation_lineage(other).tuning == "decoder", "another foundation"
     assert api.run_stage(study, "finetune", **SETTINGS)["stages"]["finetune"]["skipped"]
+
+
+def test_the_newest_student_is_the_one_trained_last(study: Study) -> None:
+    made = [
+        study.models_dir / name / "student.json"
+        for name in ("baseline-ua_mt", "sfr-mean_teacher", "aslseg-cct")
+    ]
+    for age, path in zip((10, 30, 20), made, strict=True):
+        path.parent.mkdir(parents=True)
+        path.write_text("{}")
+        os.utime(path, (1e9 - age, 1e9 - age))
+    here = choose_device("cpu", "auto")
+    settings = Settings.of(**SETTINGS)
+    context = StageContext(study, settings, survey.plan_for(study, settings, here), here, None)
+    assert student_for(context, newest=True) == made[0].parent
+    assert student_for(context) == made[1].parent
 
 
 # Labels of test cases
