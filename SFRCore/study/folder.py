@@ -141,7 +141,7 @@ class StudyFolder:
         if not Path(image).is_absolute():
             raise InputError(
                 f"The image {image} of case {id} is on a computer with another operating system.",
-                hint="Copy the images over and use sfr relink to find them.",
+                hint="Copy the images over; 'Find moved images' in Slicer, or sfr relink, finds them.",
             )
         return Path(image)
 

@@ -86,7 +86,7 @@ class Transfer(Intake):
             more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
             raise InputError(
                 f"The image {sources[lost[0]]} of case {lost[0]}{more} is missing, so nothing was packed.",
-                hint="Was it moved? sfr relink finds moved files.",
+                hint="Was it moved? Find it with 'Find moved images' in Slicer, or sfr relink.",
             )
         needed = sum(_bytes_of(path) for path in sources.values())
         if needed + _SPARE_BYTES > free_space(self.root):

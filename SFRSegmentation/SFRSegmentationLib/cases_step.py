@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ class CasesStep(Step):
             ("newStudyButton", self.onNewStudy), ("openStudyButton", self.onOpenStudy),
             ("addVolumeButton", self.onAddVolume), ("setLabelButton", self.onSetLabel),
             ("addFolderButton", self.onAddFolder), ("addDicomButton", self.onAddDicom),
-            ("stopAddingButton", self.onStopAdding),
+            ("stopAddingButton", self.onStopAdding), ("relinkButton", self.onRelink),
+            ("packButton", self.onPack),
         ):  # fmt: skip
             getattr(self.ui, name).connect("clicked()", lambda act=act: self.attempt(act))
         for role in ROLES:
@@ -108,13 +110,17 @@ class CasesStep(Step):
         none = _("Create or open a study first.") if study is None else ""
         if study is not None and study.readonly:
             none = _("This study is read-only: copy it to a folder where you can write.")
-        adding = _("Cases are being added; wait for the end, or stop it.") if self._adding is not None else ""
+        adding = _("Images are being read; wait for the end, or stop it.") if self._adding is not None else ""
         for role in ROLES:
             reason = none or ("" if selected else _("Select cases in the table first."))
             self.allow(getattr(self.ui, f"{role}Button"), reason)
         for button in (self.ui.addFolderButton, self.ui.addDicomButton):
             self.allow(button, none or adding)
-        self.allow(self.ui.stopAddingButton, "" if adding else _("Nothing is being added."))
+        outside = [] if study is None else study.outside_files()
+        inside = "" if outside else _("All images are in the study's own folder.")
+        for button in (self.ui.relinkButton, self.ui.packButton):
+            self.allow(button, none or adding or inside)
+        self.allow(self.ui.stopAddingButton, "" if adding else _("No images are being read."))
         self.allow(self.ui.openStudyButton, adding)
         self.allow(self.ui.newStudyButton, adding)
         segmentation = self.ui.segmentationSelector.currentNode()
@@ -188,7 +194,8 @@ class CasesStep(Step):
         if where is None or (where == 1 and labels is None):
             return
         self._remember(folder)
-        self._begin("add_folder", folder=str(folder), labels=None if labels is None else str(labels))
+        labels_folder = None if labels is None else str(labels)
+        self._begin("add_folder", self._added, folder=str(folder), labels=labels_folder)
 
     def onAddDicom(self) -> None:
         """Ask for a folder of DICOM slices, and which series where there are several."""
@@ -203,23 +210,43 @@ class CasesStep(Step):
             number = self.questions.choose(_("DICOM series"), _("Which series?"), options)
         if number is not None:
             self._remember(folder)
-            self._begin("add_dicom", folder=str(folder), series=found[number].uid)
+            self._begin("add_dicom", self._added, folder=str(folder), series=found[number].uid)
+
+    def onRelink(self) -> None:
+        """Ask where images that were moved are now, and find them there."""
+        folder = self.questions.folder(_("The folder that the images were moved to"), self._lastFolder())
+        if folder is not None:
+            self._begin("relink", self._relinked, folder=str(folder))
+
+    def onPack(self) -> None:
+        """Copy the images that lie elsewhere into the study, after a question."""
+        files = self.logic.study.outside_files()
+        if self.questions.confirm(
+            _("Copy {count} images into {folder}? The study can then be moved as a whole.").format(
+                count=len(files), folder=self.logic.study.root
+            ),
+            _("Copy the images"),
+        ):
+            self._begin("pack", lambda ids: _("{count} images were copied.").format(count=len(ids)))
 
     def onStopAdding(self) -> None:
         """Stop adding; the second time at once."""
         if self._adding is not None:
             self._adding.cancel()
 
-    def _begin(self, chore: str, **arguments: Any) -> None:
+    def _begin(self, chore: str, told: Callable[[Any], str], **arguments: Any) -> None:
+        """Start a chore on the study; ``told`` puts its result in words."""
         study = self.logic.study
         self._adding = ChoreFollower(
-            start_chore(chore, study=str(study.root), **arguments), self._added, lambda chore: self._reload()
+            start_chore(chore, study=str(study.root), **arguments),
+            lambda chore: self._ended(chore, told),
+            lambda chore: self._reload(),
         )
         self.ui.addingBar.visible = True
         self._say(_("Images are being read and checked."))
         self.refresh()
 
-    def _added(self, chore: Chore) -> None:
+    def _ended(self, chore: Chore, told: Callable[[Any], str]) -> None:
         self._adding = None
         self.ui.addingBar.visible = False
         self._reload()
@@ -227,11 +254,19 @@ class CasesStep(Step):
             self._say("")
             self.panel.showError(chore.error.message, chore.error.hint)
         else:
-            count, problems = len(chore.result["added"]), chore.result["problems"]
-            words = _("{count} cases were added.").format(count=count)
-            self._say("\n".join([words, *problems]))
+            self._say(told(chore.result))
         self.refresh()
         self.panel.showHeaders()
+
+    def _added(self, result: dict[str, Any]) -> str:
+        words = _("{count} cases were added.").format(count=len(result["added"]))
+        return "\n".join([words, *result["problems"]])
+
+    def _relinked(self, result: dict[str, Any]) -> str:
+        if not result["found"] and not result["missing"]:
+            return _("No image is missing.")
+        words = _("{count} images were found again.").format(count=len(result["found"]))
+        return "\n".join([words, *(f"{id}: {why}" for id, why in result["missing"].items())])
 
     def _reload(self) -> None:
         if self.session.study is not None:

@@ -17,7 +17,7 @@ from SFRCore.errors import Cancelled, DiskFull, SFRError
 from SFRCore.foundation import download
 from SFRCore.runtime.files import atomic_path, free_space, is_disk_full
 
-from . import adding, installation, sample_cohorts, torch_build
+from . import adding, installation, moving, sample_cohorts, torch_build
 from .requirements import load_requirements
 
 _LONGEST_LINE = 2000
@@ -119,7 +119,18 @@ def sample(reporter: Reporter, name: str, folder: str) -> str:
 
 CHORES: dict[str, Callable[..., Any]] = {
     chore.__name__: chore
-    for chore in (survey, install, remove, checkpoint, adopt, sample, adding.add_folder, adding.add_dicom)
+    for chore in (
+        survey,
+        install,
+        remove,
+        checkpoint,
+        adopt,
+        sample,
+        adding.add_folder,
+        adding.add_dicom,
+        moving.relink,
+        moving.pack,
+    )  # fmt: skip
 }
 
 

@@ -12,40 +12,43 @@ from slicer.i18n import tr as _
 from SFRCore.presets import PRESETS
 
 from . import catalogue
-from .train_words import device_choices, foundation_words
+from .train_words import device_choices, foundation_words, recipe_words, student_words, tuning_words
 
 DEFAULTS = {
-    "recipe": "sfr", "ssl": "mean_teacher", "student": "vnet", "device": "auto",
+    "recipe": "sfr", "ssl": "mean_teacher", "student": "vnet", "tuning": "", "device": "auto",
     "iterations_finetune": 0, "iterations_retrain": 0,
 }  # fmt: skip
 
 
 class RunChoices:
     """Fills the controls of ``ui`` and reads them. ``options()`` are those of ``sfr run``;
-    ``onChange`` is called when another recipe or foundation is chosen."""
+    ``onChange`` is called when another recipe, foundation or method is chosen."""
 
     def __init__(self, ui: Any, onChange: Callable[[], Any]) -> None:
         self.ui = ui
         self._combos = {
             "preset": ui.presetCombo, "recipe": ui.recipeCombo, "foundation": ui.foundationCombo,
             "device": ui.deviceCombo, "ssl": ui.methodCombo, "student": ui.studentCombo,
+            "tuning": ui.tuningCombo,
         }  # fmt: skip
         self._spins = {"iterations_finetune": ui.finetuneSteps, "iterations_retrain": ui.retrainSteps}
         self._devices: list[tuple[str, str]] = []
         for name, preset in PRESETS.items():
             ui.presetCombo.addItem(preset.summary if name != "auto" else _("Any volumes (automatic)"), name)
         for name, summary in catalogue.recipes().items():
-            ui.recipeCombo.addItem(name, name)
+            ui.recipeCombo.addItem(recipe_words().get(name, name), name)
             ui.recipeCombo.setItemData(ui.recipeCombo.count - 1, summary, qt.Qt.ToolTipRole)
         for name, words in foundation_words().items():
             ui.foundationCombo.addItem(words, name)
         for name, words in catalogue.methods().items():
-            ui.methodCombo.addItem(name, name)
+            ui.methodCombo.addItem(words.partition(":")[0], name)
             ui.methodCombo.setItemData(ui.methodCombo.count - 1, words, qt.Qt.ToolTipRole)
         for name in catalogue.students():
-            ui.studentCombo.addItem(name, name)
+            ui.studentCombo.addItem(student_words().get(name, name), name)
+        for name, words in tuning_words().items():
+            ui.tuningCombo.addItem(words, name)
         self.showDevices(None)
-        for name in ("recipe", "foundation"):
+        for name in ("recipe", "foundation", "ssl"):
             self._combos[name].connect("currentIndexChanged(int)", lambda index: onChange())
 
     def showDevices(self, doctor: Any) -> None:

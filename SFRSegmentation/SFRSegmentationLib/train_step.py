@@ -213,8 +213,11 @@ class TrainStep(Step):
         self.panel.showHeaders()
 
     def _showRecipe(self) -> None:
-        combo = self.ui.recipeCombo
-        self.ui.recipeWords.text = str(combo.itemData(combo.currentIndex, qt.Qt.ToolTipRole) or "")
+        for combo, label in (
+            (self.ui.recipeCombo, self.ui.recipeWords), (self.ui.methodCombo, self.ui.methodWords),
+        ):  # fmt: skip
+            words = str(combo.itemData(combo.currentIndex, qt.Qt.ToolTipRole) or "").strip()
+            label.text = words if words.endswith(".") or not words else words + "."
 
     def _start(self, command: str, **more: Any) -> None:
         self.attempt(lambda: self.start(command, **more))

@@ -8,6 +8,8 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
+from SFRCore.settings import CHOICES
+
 from .job_progress import JobProgress
 
 
@@ -35,6 +37,37 @@ def foundation_words() -> dict[str, str]:
         "vit_l": _("SAM ViT-L: larger and slower"),
         "vit_h": _("SAM ViT-H: the largest"),
         "tiny": _("Tiny, from random numbers: only for trying things out"),
+        "tiny16": _("Tiny and coarse, the fastest: only for trying things out"),
+    }
+
+
+def recipe_words() -> dict[str, str]:
+    """The recipes by name, each in a few words; a recipe that is not here goes by its name."""
+    return {
+        "sfr": _("Label the cohort, then train on it (SFR)"),
+        "sfr_plus": _("Both models learn in turn (SFR+)"),
+        "aslseg": _("Both models label in rounds (ASLseg)"),
+        "baseline": _("The student alone, without a foundation"),
+    }
+
+
+def student_words() -> dict[str, str]:
+    """The student networks by name, as they are known."""
+    return {"vnet": _("V-Net"), "unet3d": _("3D U-Net")}
+
+
+def tuning_words() -> dict[str, str]:
+    """What of a foundation can be tuned, by name; "" leaves it to the foundation and the device."""
+    known = {
+        "lora": _("Small additions to its attention (LoRA)"),
+        "adapter": _("Small layers put between its own (adapters)"),
+        "decoder": _("Its last part only: bearable without a GPU"),
+        "encoder_decoder": _("Its image encoder and its last part"),
+        "full": _("Every weight"),
+    }
+    return {
+        "": _("As suits it and the device"),
+        **{name: known.get(name, name) for name in CHOICES["tuning"]},
     }
 
 

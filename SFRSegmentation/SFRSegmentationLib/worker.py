@@ -43,7 +43,7 @@ def words_of(options: Mapping[str, Any]) -> list[str]:
     """Options as the words of a command line: ``{"iterations_retrain": 5}`` as ``--iterations-retrain 5``.
 
     True gives the bare flag, None and False give nothing, a sequence of numbers is written 96,96,64 and a
-    mapping (``method_options``) once for each NAME=VALUE.
+    mapping (``method_options``, ``recipe_options``) once for each NAME=VALUE.
     """
     words: list[str] = []
     for name, value in options.items():
@@ -55,8 +55,9 @@ def words_of(options: Mapping[str, Any]) -> list[str]:
         if value is True:
             words.append(flag)
         elif isinstance(value, Mapping):
+            one = flag.removesuffix("s")  # --method-option, --recipe-option
             for key, part in value.items():
-                words += ["--method-option", f"{key}={_text(part)}"]
+                words += [one, f"{key}={_text(part)}"]
         else:
             words += [flag, _text(value)]
     return words

@@ -154,6 +154,30 @@ def test_folder_is_added_in_a_process(step, tmp_path, waitFor):
     assert "4 cases were added" in step.ui.addingLabel.text and "broken.nrrd" in step.ui.addingLabel.text
 
 
+def test_moved_images_are_found_and_copied_in(step, tmp_path, waitFor):
+    study = study_of(tmp_path)
+    images, moved = tmp_path / "cohort" / "images", tmp_path / "moved"
+    step.logic.openStudy(study.root)
+    images.rename(moved)
+    (moved / "case_04.nrrd").unlink()
+    ask(step, moved)
+    step.ui.relinkButton.click()
+    assert not step.ui.packButton.enabled
+    waitFor(lambda: step.ui.packButton.enabled, 60)
+    assert "3 images were found again" in step.ui.addingLabel.text and "case_04" in step.ui.addingLabel.text
+    assert step.logic.study.image_path("case_01") == moved / "case_01.nrrd"
+    ask(step, True)
+    step.ui.packButton.click()
+    waitFor(lambda: step.ui.packButton.enabled, 60)
+    assert "Find moved images" in step.panel.ui.errorLabel.text, "case_04 is still missing"
+    cohort(tmp_path / "cohort")
+    ask(step, True)
+    step.ui.packButton.click()
+    waitFor(lambda: "copied" in step.ui.addingLabel.text, 60)
+    assert step.logic.study.outside_files() == []
+    assert "study's own folder" in step.ui.packButton.toolTip and not step.ui.relinkButton.enabled
+
+
 def test_changes_by_others_are_shown(step, tmp_path):
     study = study_of(tmp_path)
     step.logic.openStudy(study.root)

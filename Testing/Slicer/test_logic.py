@@ -1,10 +1,16 @@
 """The steps as methods, for the console: with the panel and without it, the same."""
 
+import json
+import subprocess
+from pathlib import Path
+
 import pytest
 import slicer
 from panel_tools import cohort, give_result, loaded_volume, study_of
 
 from SFRCore.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(params=["panel's", "own"])
@@ -69,19 +75,34 @@ def test_words_of_the_command_line():
     options = {
         "foundation": "vit_b", "iterations_retrain": 5, "patch": (96, 96, 64), "yes": True, "fast": False,
         "faithful": False, "seed": None, "method_options": {"ramp": (0.1, 40)},
+        "recipe_options": {"rounds": 2},
     }  # fmt: skip
     assert words_of(options) == [
         "--foundation", "vit_b", "--iterations-retrain", "5", "--patch", "96,96,64", "--yes", "--dense",
-        "--method-option", "ramp=0.1,40",
+        "--method-option", "ramp=0.1,40", "--recipe-option", "rounds=2",
     ]  # fmt: skip
 
 
-def test_catalogue_agrees_with_the_sources():
-    from SFRSegmentationLib import catalogue
+def test_catalogue_agrees_with_the_worker(workerPython):
+    """What is read from the sources here is what the worker finds by importing them."""
+    from SFRSegmentationLib import catalogue, train_words
 
-    assert {"sfr", "baseline"} <= set(catalogue.recipes()) and next(iter(catalogue.recipes())) == "sfr"
-    assert {"mean_teacher", "supervised", "ua_mt"} <= set(catalogue.methods())
-    assert catalogue.students()[0] == "vnet"
+    asked = (
+        "import json\n"
+        "from SFRCore.foundation.spec import SPECS\n"
+        "from SFRCore.recipes import available_recipes\n"
+        "from SFRCore.ssl import available_methods\n"
+        "from SFRCore.students import student_types\n"
+        "recipes = {name: recipe.summary for name, recipe in available_recipes().items()}\n"
+        "print(json.dumps([recipes, list(available_methods()), list(student_types()), list(SPECS)]))\n"
+    )
+    answer = subprocess.run([workerPython, "-c", asked], cwd=ROOT, capture_output=True, text=True, check=True)
+    recipes, methods, students, foundations = json.loads(answer.stdout)
+    assert catalogue.recipes() == recipes and next(iter(catalogue.recipes())) == "sfr"
+    assert sorted(catalogue.methods()) == sorted(methods) and len(methods) >= 19
+    assert sorted(catalogue.students()) == sorted(students) and catalogue.students()[0] == "vnet"
+    assert sorted(train_words.foundation_words()) == sorted(foundations)
+    assert set(recipes) == set(train_words.recipe_words())
     assert all(words.endswith((".", ")", "n")) and len(words) > 20 for words in catalogue.methods().values())
 
 
