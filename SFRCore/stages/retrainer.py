@@ -150,18 +150,20 @@ class Retrainer:
         if self.lean:
             return False
         self.lean = True
-        changed = False
-        for module in self.method.modules():
-            if isinstance(module, Student):
-                module.set_checkpointing(True)
-                changed = True
-        return changed
+        return self._recompute_activations()
 
     def close(self) -> None:
         self._close_stream()
         shutil.rmtree(self._rounds_folder(), ignore_errors=True)
         if self.optimisation is not None:
             self.optimisation.close()
+
+    def _recompute_activations(self) -> bool:
+        """Let every network compute its activations twice; False where there is none that can."""
+        students = [module for module in self.method.modules() if isinstance(module, Student)]
+        for student in students:
+            student.set_checkpointing(True)
+        return bool(students)
 
     def _enter(self, phase: Phase, anchor: dict[str, Tensor] | None) -> None:
         """Begin a phase: its pseudo-labels, networks, optimiser and stream of batches."""
@@ -176,6 +178,8 @@ class Retrainer:
         else:
             self.anchor = None
         self.method.begin(phase)
+        if self.lean:
+            self._recompute_activations()
         if self.parent_weights is not None and (phase.restart or phase is self.phases[0]):
             self.method.student.load_state_dict(dict(self.parent_weights))
         self.phase = phase

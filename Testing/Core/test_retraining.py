@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from SFRCore import api
 from SFRCore.errors import Cancelled
@@ -60,3 +62,22 @@ def test_a_student_that_is_finished_leaves_another_s_checkpoints(
     assert retrain(study, "supervised")["continued_at"] == 0
     assert retrain(study, "mean_teacher")["continued_at"] == 2
     assert not list(study.runs_dir.glob("*/checkpoints/*.pt"))
+
+
+class Large(Pyramid):
+    """A student whose activations do not fit where they are kept."""
+
+    def encode(self, images: Tensor) -> list[Tensor]:
+        if torch.is_grad_enabled() and not self.checkpointing:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().encode(images)
+
+
+def test_every_round_of_self_training_saves_memory_once_it_ran_out(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "student_types", lambda: {"vnet": Large})
+    events: list[dict[str, Any]] = []
+    assert retrain(study, "self_training", on_event=events.append)["iterations"] == 4
+    told = [event["code"] for event in events if (event["event"], event["stage"]) == ("warning", "retrain")]
+    assert told == ["memory"]
