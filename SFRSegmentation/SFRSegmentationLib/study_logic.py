@@ -17,16 +17,19 @@ from SFRCore.runtime.jobs import Job
 from SFRCore.study import Case, ReviewItem, Structure, Study
 
 from . import scene
+from .apply_student import show_applied, start_apply, students, tidy
 from .chore_follower import await_chore
 from .chores import Chore
+from .result_files import write_nifti, write_segmentation, write_table
 from .running_job import RunningJob
 from .session import CASES, JOB, PROGRESS, RESULTS, Session
+from .set_up_logic import SetUpLogic
 from .worker import COMMANDS, start_command, start_job, start_words, words_of
 
 _log = logging.getLogger("SFR")
 
 
-class StudyLogic:
+class StudyLogic(SetUpLogic):
     """The steps of the panel as methods. ``study`` is the open study; ``session`` tells others of changes.
 
     >>> logic = slicer.util.getModuleLogic("SFRSegmentation")                    # doctest: +SKIP
@@ -95,6 +98,24 @@ class StudyLogic:
         cases = self.study.add_folder(folder, **options)
         self.session.changed(CASES)
         return cases
+
+    def addDicom(self, folder: Path | str, **options: Any) -> Case:
+        """Add a DICOM series; ``options`` as ``Study.add_dicom``: series (its number or UID), label, role."""
+        case = self.study.add_dicom(folder, **options)
+        self.session.changed(CASES)
+        return case
+
+    def relink(self, folders: Path | str | Iterable[Path | str]) -> dict[str, Path]:
+        """Find images that were moved; returns the new path of each case that was found."""
+        found = self.study.relink(folders).found
+        self.session.changed(CASES)
+        return found
+
+    def pack(self) -> dict[str, Path]:
+        """Copy images that lie elsewhere into the study; returns the new path of each case."""
+        packed = self.study.pack()
+        self.session.changed(CASES)
+        return packed
 
     def setRole(self, ids: str | Iterable[str], role: str) -> None:
         """Make cases labeled, unlabeled, test or ignored."""
@@ -176,6 +197,41 @@ class StudyLogic:
         """Keep what the models say of a case out of training."""
         self.study.reject(id)
         self.session.changed(CASES)
+
+    def bringBack(self, id: str) -> None:
+        """Undo a rejection: the case comes back into the review queue."""
+        self.study.unreject(id)
+        self.session.changed(CASES)
+
+    def segmentVolume(
+        self, volume: slicer.vtkMRMLScalarVolumeNode, model: Path | str | None = None
+    ) -> slicer.vtkMRMLSegmentationNode:
+        """Segment a loaded volume that is in no study, by the newest student of the open study or by that in
+        the folder ``model``; returns the segmentation. Slicer stays alive meanwhile.
+        """
+        models = [Path(model)] if model is not None else students(self.study)
+        if not models:
+            raise InputError("There is no trained model yet.", hint="Run the study first.")
+        application = start_apply(models[0], volume)
+        try:
+            await_chore(application.chore)
+            return show_applied(application)
+        finally:
+            tidy(application)
+
+    def exportPredictions(
+        self, folder: Path | str, ids: Iterable[str] | None = None, nifti: bool = False
+    ) -> list[Path]:
+        """Write predictions, of all predicted cases where no ``ids`` are given, as .seg.nrrd or as NIfTI."""
+        write = write_nifti if nifti else write_segmentation
+        chosen = (
+            [id for id in self.study.cases if self.study.result(id, "prediction")] if ids is None else ids
+        )
+        return [write(self.study, id, Path(folder)) for id in chosen]
+
+    def exportTable(self, file: Path | str) -> Path:
+        """Write volumes in ml, expected Dice and scores of all predicted cases as CSV."""
+        return write_table(self.study, Path(file))
 
     def startCommand(self, command: str, *words: str, **options: Any) -> Chore:
         """``sfr COMMAND STUDY …`` by the worker's Python, for what takes seconds: evaluate, report."""

@@ -15,6 +15,8 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(ROOT)]
 FOLDER = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "images"
 os.environ.setdefault("SFR_CHECKPOINTS", tempfile.mkdtemp())
+# What the pictures show of folders is a reader's, not this machine's.
+os.environ.setdefault("SFR_DATA", "/home/you/.local/share/sfr")
 
 import headless  # noqa: E402
 

@@ -69,6 +69,49 @@ def test_what_cannot_be_done_is_said(logic, tmp_path):
         logic.loadPrediction("case_03")
 
 
+def test_every_step_of_the_panel_is_a_method(logic, tmp_path, monkeypatch):
+    monkeypatch.setenv("SFR_DATA", str(tmp_path / "data"))
+    study = logic.openStudy(logic.makeSample())
+    assert len(study.cases) == 12 and len(study.labeled_cases()) == 4
+    waiting = [case.id for case in study.cases.values() if case.role == "unlabeled"][:2]
+    for id in waiting:
+        give_result(study, id)
+    logic.reject(waiting[0])
+    assert [item.id for item in logic.reviewQueue()] == waiting[1:]
+    logic.bringBack(waiting[0])
+    assert len(logic.reviewQueue()) == 2
+    written = logic.exportPredictions(tmp_path / "out") + logic.exportPredictions(
+        tmp_path / "out", nifti=True
+    )
+    assert sorted(path.name for path in written) == sorted(
+        [f"{id}.seg.nrrd" for id in waiting] + [f"{id}_seg.nii.gz" for id in waiting]
+    )
+    assert all(id in logic.exportTable(tmp_path / "out.csv").read_text() for id in waiting)
+    images = study.image_path(waiting[0]).parent
+    images.rename(tmp_path / "moved")
+    assert len(logic.relink(tmp_path / "moved")) == 12
+    assert len(logic.pack()) == 12 and study.outside_files() == []
+    assert logic.removePackages() == 0
+    with pytest.raises(InputError, match="no trained model"):
+        logic.segmentVolume(logic.loadImage(waiting[0]))
+
+
+def test_a_dicom_series_from_the_console(logic, tmp_path):
+    from test_cases_step import dicom_series
+
+    dicom_series(tmp_path / "dicom", 1)
+    logic.createStudy(tmp_path / "s", {1: "Organ"})
+    assert logic.addDicom(tmp_path / "dicom").id == "case_0001"
+
+
+def test_public_methods_are_documented(logic):
+    silent = [
+        name for name in dir(type(logic)) if name[0].islower() and callable(getattr(type(logic), name))
+        and getattr(type(logic), name).__module__.startswith("SFR") and not getattr(type(logic), name).__doc__
+    ]  # fmt: skip
+    assert silent == []
+
+
 def test_words_of_the_command_line():
     from SFRSegmentationLib.worker import words_of
 

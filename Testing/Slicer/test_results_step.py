@@ -257,6 +257,13 @@ def test_a_student_segments_a_volume_that_is_in_no_study(results, worker, waitFo
     assert results.application is None and "follow-up prediction" in results.ui.workLabel.text
 
 
+def test_the_same_from_the_console(results, worker):
+    worker()
+    model(results.session.study.root)
+    node = results.logic.segmentVolume(volumeNode(turned(), "follow-up"))
+    assert node.GetName() == "follow-up prediction" and node.GetSegmentation().GetNumberOfSegments() == 2
+
+
 def test_a_segmentation_can_be_cancelled(results, worker, waitFor):
     worker("slow")
     model(results.session.study.root)

@@ -57,8 +57,24 @@ def _buildGroup(self):
     self.toggled.connect(lambda on: setattr(self, "collapsed", not on) if self.collapsed == on else None)
 
 
+def _fold(self, collapsed):
+    for child in self.children():
+        if child.isWidgetType():
+            child.setVisible(not collapsed)
+    self.setFlat(collapsed)
+    self.setMaximumHeight(20 if collapsed else 16777215)
+
+
+def _setGroupCollapsed(self, value):
+    self.setChecked(not value)
+    _fold(self, value)
+
+
 behaviour(
-    "ctkCollapsibleGroupBox", _build=_buildGroup, _set_collapsed=lambda self, on: self.setChecked(not on)
+    "ctkCollapsibleGroupBox",
+    _build=_buildGroup,
+    _set_collapsed=_setGroupCollapsed,
+    showEvent=lambda self, event: _fold(self, True) if self.collapsed else None,
 )
 
 
