@@ -211,6 +211,7 @@ def _working(
     """
     from .refusals import refuse_early
     from .stages.survey import saved_plan
+    from .study.images import renew_identities
 
     _refuse_in_slicer()
     study = opened(study)
@@ -231,16 +232,25 @@ def _working(
         raise
     if not device.is_main:
         context.run_dir = _shared_run_dir(device, study.runs_dir)
+        study.reload()
         yield context
         return
     with worker:
         study.reload()
+        replaced = renew_identities(study)
         context.worker, context.listener = worker, listener
         context.run_dir = _shared_run_dir(device, worker.run_dir)
         if device.processes == 1:  # another run may have kept a plan meanwhile
             context.plan = saved_plan(study, settings) or context.plan
         context.begin(command)
         context.emit("plan", device=device.name(), precision=device.precision, **_numbers(context, stages))
+        for id in replaced:
+            context.warn(
+                f"The image of case {id} is another one than before: what was made of it is made again.",
+                code="image",
+                hint="Check that its label, if it has one, was drawn on this image.",
+                case=id,
+            )
         yield context
         study.reload()
         if listener is not None:

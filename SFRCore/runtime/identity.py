@@ -60,3 +60,17 @@ def same_file_quick(path: Path | str, identity: dict[str, Any]) -> bool:
     if mtime_ns == identity.get("mtime_ns"):
         return True
     return bool(file_identity(source)["sha256"] == identity.get("sha256"))
+
+
+def renewed_identity(path: Path | str, identity: dict[str, Any]) -> dict[str, Any]:
+    """`identity` where `path` has its size and time, else that of the file as it is now.
+
+    Raises `InputError` when it is missing or unreadable.
+    """
+    source = Path(path)
+    try:
+        size, mtime_ns, _ = _extent(source)
+    except OSError:
+        size = mtime_ns = -1  # file_identity says what is wrong
+    same = (size, mtime_ns) == (identity.get("size"), identity.get("mtime_ns"))
+    return identity if same else file_identity(source)

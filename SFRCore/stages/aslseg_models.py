@@ -17,6 +17,7 @@ from .lineage import (
     default_tuning,
     existing_model,
     foundation_identity,
+    images,
     labels,
     recipe_options,
     seen_by,
@@ -72,6 +73,7 @@ def prompted_lineage(context: StageContext) -> Lineage:
         existing=existing,
         inherited=frozenset(),
         tests=test_cases(context),
+        images=images(context),
         tuning=tuning,
     )
 
@@ -106,4 +108,5 @@ def adaptation_lineage(context: StageContext) -> Lineage:
         existing=existing_model(context, folder / STUDENT_INFO),
         inherited=seen_by(prompted.existing or {}),
         tests=test_cases(context),
+        images=images(context),
     )

@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..planning import digest
 from ..runtime.files import file_identity, read_json
 from ..ssl import get_method
-from ..study import Case
+from ..study import Case, CaseResult
 from ..study.folder import FileStamp, file_stamp
 from .context import StageContext
 
@@ -37,7 +37,8 @@ class Lineage:
 
     ``folder`` holds it, ``made_from`` is its data: at first all labels and unlabeled cases of the study, then
     (:meth:`made_of`) those that could be read. ``existing`` says what made the model that is in the folder
-    now, ``inherited`` names cases whose labels shaped the pseudo-labels, ``tests`` the study's test cases.
+    now, ``inherited`` names cases whose labels shaped the pseudo-labels, ``tests`` the study's test cases,
+    ``images`` the hash of every image, as far as it is known.
     """
 
     folder: Path
@@ -47,6 +48,7 @@ class Lineage:
     existing: Mapping[str, Any] | None
     inherited: frozenset[str]
     tests: frozenset[str]
+    images: Mapping[str, str]
     tuning: str = ""
 
     @property
@@ -60,18 +62,25 @@ class Lineage:
         return self.existing is not None and not self.tests.isdisjoint(seen_by(self.existing))
 
     @property
+    def replaced(self) -> bool:
+        """Whether a case that the model in the folder learned from has another image now."""
+        known = (self.existing or {}).get("images", {})
+        return any(known.get(case, image) != image for case, image in self._own_images().items())
+
+    @property
     def parent(self) -> str | None:
         """The model whose weights this one goes on from; None where it starts anew."""
         existing = self.existing
         if existing is None or self.leaks or existing["recipe"] != self.recipe:
             return None
-        return str(existing["model"]) if existing["data"] != self.data else None
+        return str(existing["model"]) if existing["data"] != self.data or self.replaced else None
 
     def is_done(self) -> bool:
         existing = self.existing
         return (
             existing is not None
             and not self.leaks
+            and not self.replaced
             and (existing["recipe"], existing["data"]) == (self.recipe, self.data)
         )
 
@@ -85,7 +94,13 @@ class Lineage:
 
     def training_identity(self) -> str:
         """Fingerprint of the training that makes this model: what its checkpoints belong to."""
-        return digest([self.recipe, self.data, self.parent])
+        return digest([self.recipe, self.data, self.parent, self._own_images()])
+
+    def _own_images(self) -> dict[str, str]:
+        """Hashes of the images that this model learns from."""
+        used = {str(case) for case, _ in [*self.made_from["labels"], *self.made_from.get("reliable", ())]}
+        used |= set(self.made_from.get("unlabeled", ()))
+        return {case: image for case, image in self.images.items() if case in used}
 
     def model_identity(self) -> str:
         """Fingerprint of the model that lies in the folder now, empty where there is none."""
@@ -102,8 +117,9 @@ class Lineage:
             "recipe": self.recipe,
             "data": self.data,
             "parent": self.parent,
-            "model": digest([self.recipe, self.data, self.parent, iterations]),
+            "model": digest([self.training_identity(), iterations]),
             "iterations": iterations,
+            "images": self._own_images(),
             "settings": dict(self.settings),
             "seen": sorted(seen),
         }
@@ -153,6 +169,7 @@ def foundation_lineage(context: StageContext) -> Lineage:
         existing=existing,
         inherited=frozenset(),
         tests=test_cases(context),
+        images=images(context),
         tuning=tuning,
     )
 
@@ -234,12 +251,23 @@ def student_lineage(context: StageContext) -> Lineage:
         existing=existing_model(context, folder / STUDENT_INFO),
         inherited=inherited,
         tests=test_cases(context),
+        images=images(context),
     )
 
 
 def labels(context: StageContext) -> list[list[str | None]]:
     """The labeled cases with the newest label of each; a label file is never overwritten."""
     return [[case.id, case.label] for case in context.study.labeled_cases()]
+
+
+def images(context: StageContext) -> dict[str, str]:
+    """The hash of every image by case; one that is not known is left out."""
+    return {case.id: image for case in context.study.cases.values() if (image := image_hash(case))}
+
+
+def image_hash(case: Case) -> str | None:
+    """The hash of a case's image as the study has it on record; None in studies of an old SFR."""
+    return (case.image_identity or {}).get("sha256")
 
 
 def unlabeled_for_training(context: StageContext) -> list[Case]:
@@ -251,9 +279,19 @@ def unlabeled_for_training(context: StageContext) -> list[Case]:
 
 
 def is_current(context: StageContext, case: Case, model_identity: str) -> bool:
-    """Whether the case has a pseudo-label, made by the foundation of that identity."""
-    result = context.study.result(case.id, "pseudo_label")
-    return result is not None and result.made_by.get("model") == model_identity
+    """Whether the case has a pseudo-label, made by the foundation of that identity of the present image."""
+    return is_of(context.study.result(case.id, "pseudo_label"), case, model_identity)
+
+
+def is_of(result: CaseResult | None, case: Case, model_identity: str) -> bool:
+    """Whether a result was made by the model of that identity, of the image that the case has now.
+
+    A result that does not say of which image it was made counts as one of this image.
+    """
+    if result is None or result.made_by.get("model") != model_identity:
+        return False
+    before, now = result.made_by.get("image"), image_hash(case)
+    return before is None or now is None or before == now
 
 
 def uses_pseudo_labels(context: StageContext) -> bool:

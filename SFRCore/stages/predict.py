@@ -11,11 +11,10 @@ from ..errors import InputError, command_line
 from ..planning import digest
 from ..runtime.devices import Device
 from ..students import load_student
-from ..study import Case
 from ..volumes import Frame, Preprocessing, VolumeCache
 from .context import DEFECTS, StageContext
 from .inference import as_images, describe, predict_by_student, summary
-from .lineage import STUDENT_INFO, student_folder
+from .lineage import STUDENT_INFO, image_hash, is_of, student_folder
 
 STAGE = "predict"
 KIND = "prediction"
@@ -34,7 +33,9 @@ def predict(context: StageContext, *, newest: bool = False) -> dict[str, Any]:
     network, info = load_student(folder)
     identity = digest([info["made_by"]["model"], settings.fast])
     cases = study.unlabeled_cases() + study.test_cases()
-    waiting, mine = context.share([case for case in cases if not _is_current(context, case, identity)])
+    waiting, mine = context.share(
+        [case for case in cases if not is_of(study.result(case.id, KIND), case, identity)]
+    )
     if not waiting:
         context.emit("skipped", message="Every case has a prediction of this student.")
         return {"skipped": True, "cases": len(cases)}
@@ -60,7 +61,7 @@ def predict(context: StageContext, *, newest: bool = False) -> dict[str, Any]:
             )
             numbers = describe(found, values, volume.frame, volume.frame.native_spacing)
             numbers["made_by"] = {"model": identity, "stage": STAGE, "student": folder.name}
-            numbers["made_by"]["seen"] = case.id in seen
+            numbers["made_by"] |= {"seen": case.id in seen, "image": image_hash(case)}
             label, confidence = as_images(found, values, volume.frame)
             study.write_result(case.id, KIND, label, confidence, numbers)
         except DEFECTS as error:
@@ -119,8 +120,3 @@ def student_for(context: StageContext, *, newest: bool = False) -> Path:
         f"there is: {there}.",
         hint=f"Leave --recipe and --ssl out to predict with the newest, or train this one:  {train}",
     )
-
-
-def _is_current(context: StageContext, case: Case, identity: str) -> bool:
-    result = context.study.result(case.id, KIND)
-    return result is not None and result.made_by.get("model") == identity

@@ -16,7 +16,7 @@ from ..foundation.store import load_tuned
 from ..foundation.tuning import merge
 from .context import DEFECTS, StageContext
 from .inference import Probabilities, as_images, describe, predict_volume, stitched_probabilities, summary
-from .lineage import is_current, tuned_foundation
+from .lineage import image_hash, is_current, tuned_foundation
 
 STAGE = "pseudolabel"
 KIND = "pseudo_label"
@@ -71,6 +71,7 @@ def pseudolabel(context: StageContext) -> dict[str, Any]:
             )
             numbers = describe(found, plan.preprocessing.values, volume.frame, volume.frame.native_spacing)
             numbers["made_by"] = {"model": model_identity, "stage": STAGE, "seen": case.id in seen}
+            numbers["made_by"]["image"] = image_hash(case)
             label, confidence = as_images(found, plan.preprocessing.values, volume.frame)
             study.write_result(case.id, KIND, label, confidence, numbers)
         except DEFECTS as error:

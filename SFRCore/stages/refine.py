@@ -28,7 +28,7 @@ from .inference import (
     student_windows,
     summary,
 )
-from .lineage import Lineage, is_current, recipe_options
+from .lineage import Lineage, image_hash, is_current, recipe_options
 from .prompts import ask_about
 from .rounds import Selection, refinement_identity, save_selection, saved_selection
 
@@ -72,6 +72,7 @@ def refine(context: StageContext, number: int, student: Lineage, *, needed: Call
                 found, context.plan.preprocessing.values, volume.frame, volume.frame.native_spacing
             )
             numbers["made_by"] = {"model": identity, "stage": STAGE, "round": number}
+            numbers["made_by"]["image"] = image_hash(case)
             numbers |= judged
             label, confidence = as_images(found, context.plan.preprocessing.values, volume.frame)
             study.write_result(case.id, KIND, label, confidence, numbers)

@@ -23,6 +23,7 @@ from .lineage import (
     STUDENT_INFO,
     Lineage,
     existing_model,
+    image_hash,
     is_current,
     recipe_options,
     seen_by,
@@ -88,7 +89,10 @@ def refinement_identity(context: StageContext, student: Lineage) -> str:
             prompted_lineage(context).model_identity(),
             adaptation_lineage(context).model_identity(),
             {name: options[name] for name in ("prompts", "agreement", "certainty")},
-            [[case.id, case.review == "rejected"] for case in context.study.unlabeled_cases()],
+            [
+                [case.id, case.review == "rejected", image_hash(case)]
+                for case in context.study.unlabeled_cases()
+            ],
         ]
     )
 

@@ -332,6 +332,39 @@ def test_an_unlabeled_case_that_was_away_is_learned_from_once_it_is_back(own_ima
     assert made_by(study, STUDENT)["unlabeled"] == ["case_03"]
 
 
+def test_an_image_that_was_replaced_is_learned_and_predicted_anew(own_images: Study) -> None:
+    study = own_images
+    run(study)
+    for case in ("case_01", "case_03", "case_05"):  # copied with another time: the same image
+        os.utime(study.image_path(case), (1e9, 1e9))
+    assert all(stage["skipped"] for stage in run(study).values())
+
+    def replace(case: str, rows: int) -> list[str]:
+        image = sitk.ReadImage(str(study.image_path(case)))[:, :rows, :]
+        sitk.WriteImage(image, str(study.image_path(case)))
+        events: list[dict[str, Any]] = []
+        done = api.run(study, on_event=events.append, **SETTINGS)["stages"]
+        assert [event["case"] for event in events if event.get("code") == "image"] == [case]
+        return [stage for stage, said in done.items() if not said["skipped"]]
+
+    assert replace("case_05", 16) == ["predict"]
+    result = study.result("case_05", "prediction")
+    assert result is not None and sitk.ReadImage(str(result.label_path)).GetSize()[1] == 16
+    assert replace("case_03", 16) == ["pseudolabel", "retrain", "predict"]
+    assert made_by(study, STUDENT)["iterations"] == shortened(2)
+    assert replace("case_01", 20) == ["finetune", "pseudolabel", "retrain", "predict"]
+    assert made_by(study)["iterations"] == shortened(2)
+
+
+def test_models_and_results_of_an_earlier_version_count_as_of_these_images(study: Study) -> None:
+    run(study)
+    for path in (*study.models_dir.glob("*/*.json"), *study.root.glob("p*/case_*.json")):
+        content = json.loads(path.read_text())
+        if content["made_by"].pop("images", None) or content["made_by"].pop("image"):
+            path.write_text(json.dumps(content))
+    assert all(stage["skipped"] for stage in run(study).values())
+
+
 # Pseudo-labels and their foundation
 
 
