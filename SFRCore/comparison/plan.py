@@ -14,6 +14,7 @@ from SFRCore.runtime.files import read_json, write_json
 from SFRCore.runtime.identity import file_identity
 from SFRCore.settings import Settings
 from SFRCore.study import Study
+from SFRCore.study.images import renew_identities
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 DESCRIPTION = "comparison.json"
@@ -76,12 +77,13 @@ def snapshot(study: Study, folder: Path, settings: Settings, cases: str) -> Stud
     """The study in which the rows are trained: the same cases, with the labels as they are now.
 
     It is made at the first call. Raises InputError where an earlier part of this comparison was made from
-    other labels, other cases or with other settings.
+    other labels, references, images, structures or cases, or with other settings.
     """
+    renew_identities(study)
     now = _made_from(study, settings, cases)
     if (folder / DESCRIPTION).is_file():
         before = read_json(folder / DESCRIPTION)
-        changed = [key for key, value in now.items() if before.get(key) != value]
+        changed = [key for key, value in now.items() if before.get(key, value) != value]
         if changed:
             raise InputError(
                 f"The comparison '{folder.name}' was begun with other {' and '.join(changed)}.",
@@ -115,13 +117,21 @@ def _made_from(study: Study, settings: Settings, cases: str) -> dict[str, Any]:
     used = [case for case in study.cases.values() if case.role != "ignored"]
     shared = {name: value for name, value in settings.to_dict().items() if name not in ROW_SETTINGS}
     shared["patch"] = list(settings.patch) if settings.patch else None
-    labels = {}
+    labels, references = {}, {}
     for case in used:
-        path = study.label_path(case.id) if case.role == "labeled" else None
-        labels[case.id] = str(file_identity(path)["sha256"]) if path is not None else ""
+        labels[case.id] = _hash(study.label_path(case.id) if case.role == "labeled" else None)
+        references[case.id] = _hash(study.reference_path(case.id) if case.role != "labeled" else None)
     return {
         "labels": labels,
+        "references": references,
+        "images": {case.id: (case.image_identity or {}).get("sha256", "") for case in used},
+        "structures": [[structure.value, structure.name] for structure in study.structures],
+        "preset": study.preset,
         "roles": {case.id: case.role for case in used},
         "settings": shared,
         "scored cases": cases,
     }
+
+
+def _hash(path: Path | None) -> str:
+    return "" if path is None else str(file_identity(path)["sha256"])

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from scipy.stats import wilcoxon
 from typer.testing import CliRunner
@@ -18,12 +19,14 @@ from typer.testing import CliRunner
 from SFRCore import api
 from SFRCore.cli import app
 from SFRCore.comparison import Row, parse_rows, read_comparisons
+from SFRCore.comparison.plan import comparison_folder, snapshot
 from SFRCore.comparison.table import markdown, result_path, tabulate
 from SFRCore.errors import Cancelled, InputError
 from SFRCore.foundation.spec import SPECS
 from SFRCore.report import write_report
 from SFRCore.runtime.files import write_json
 from SFRCore.runtime.jobs import Job
+from SFRCore.settings import Settings
 from SFRCore.students import vnet
 from SFRCore.study import Study
 
@@ -108,6 +111,25 @@ def test_a_study_that_has_changed_is_not_mixed_in(study: Study) -> None:
         api.compare(study, ["baseline/supervised"], seeds=1, **SETTINGS)
     assert "--name" in caught.value.hint
     api.compare(study, ["baseline/supervised"], seeds=1, name="without", **SETTINGS)
+
+
+def test_a_reference_or_an_image_that_was_replaced_is_not_mixed_in(study: Study) -> None:
+    study.pack()
+    folder, settings = comparison_folder(study, "methods"), Settings.of(**SETTINGS)
+    snapshot(study, folder, settings, "test cases")
+    kept = json.loads((folder / "comparison.json").read_text())
+    study.set_reference("case_03", sitk.ReadImage(str(study.reference_path("case_03"))) * 0)
+    with pytest.raises(InputError, match="begun with other references"):
+        snapshot(study, folder, settings, "test cases")
+    earlier = {name: kept[name] for name in ("labels", "roles", "settings", "scored cases")}
+    write_json(folder / "comparison.json", earlier)
+    snapshot(study, folder, settings, "test cases")
+    write_json(folder / "comparison.json", kept)
+    image = study.image_path("case_04")
+    sitk.WriteImage(sitk.ReadImage(str(image)) + 1, str(image))
+    study.preset = "left_atrium"
+    with pytest.raises(InputError, match="references and images and preset"):
+        snapshot(study, folder, settings, "test cases")
 
 
 def test_a_row_that_does_not_fit_is_left_out(study: Study) -> None:
