@@ -39,6 +39,7 @@ from ..students import Student, make_student, save_student
 from ..students.sliding_window import sliding_window
 from ..study import Study
 from ..volumes import CachedVolume
+from .companions import load_companions, save_companions, take_over
 from .context import StageContext
 from .data import LABELED, UNLABELED, CropSource, make_batch
 from .inference import network_probabilities, student_windows
@@ -55,7 +56,8 @@ class Retrainer:
     """One training of a student by a semi-supervised method; see :class:`SFRCore.runtime.loop.Trainer`.
 
     ``unlabeled`` volumes carry their pseudo-label as label where the recipe has pseudo-labels; with
-    ``online`` these are computed for every batch instead.
+    ``online`` these are computed for every batch instead. ``parent_weights`` are those of the student that
+    this one goes on from, ``companions`` the state of what was trained beside it, as far as it is known.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Retrainer:
         self.phase: Phase | None = None
         self.optimisation: Optimisation | None = None
         self.parent_weights = parent_weights
+        self.companions: Mapping[str, Tensor] = {}
         self.predicted: dict[str, np.ndarray] = {}
         self.anchor: dict[str, Tensor] | None = None
         self.lean = False
@@ -182,6 +185,7 @@ class Retrainer:
             self._recompute_activations()
         if self.parent_weights is not None and (phase.restart or phase is self.phases[0]):
             self.method.student.load_state_dict(dict(self.parent_weights))
+            take_over(self.method, self.companions)
         self.phase = phase
         device = self.context.device
         if self.optimisation is not None:
@@ -321,6 +325,8 @@ def train_student(context: StageContext, lineage: Lineage, trainer: Retrainer) -
     study = context.study
     name = "-".join(lineage.folder.relative_to(study.models_dir).parts)
     checkpoints = Checkpoints(study.runs_dir, context.run_dir, name, lineage.training_identity())
+    if lineage.parent is not None:
+        trainer.companions = load_companions(lineage.folder)
     context.emit(
         "started",
         total=trainer.total,
@@ -333,7 +339,9 @@ def train_student(context: StageContext, lineage: Lineage, trainer: Retrainer) -
     finally:
         trainer.close()
     if context.main:
-        save_student(trainer.method.student, lineage.folder, student_info(context, lineage, trainer))
+        companions = save_companions(trainer.method, lineage.folder)
+        info = student_info(context, lineage, trainer) | ({"companions": companions} if companions else {})
+        save_student(trainer.method.student, lineage.folder, info)
         checkpoints.clear()
     context.device.accelerator.wait_for_everyone()
     context.emit("finished_stage", path=str(lineage.folder.relative_to(study.root)))

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from SFRCore import api
 from SFRCore.errors import Cancelled
 from SFRCore.runtime import loop
+from SFRCore.runtime.files import write_json
+from SFRCore.stages.companions import load_companions, save_companions, take_over
+from SFRCore.stages.retrainer import Retrainer
 from SFRCore.students import registry
 from SFRCore.study import Study
 from Testing.Core.pyramid_student import Pyramid
+from Testing.Core.pyramid_student import method as made
 
 SETTINGS: dict[str, Any] = {
     "recipe": "baseline",
@@ -27,7 +33,7 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "student_types", lambda: {"vnet": Pyramid})
+    monkeypatch.setattr(registry, "student_types", lambda: {"vnet": Pyramid, "pyramid": Pyramid})
 
 
 @pytest.fixture
@@ -62,6 +68,51 @@ def test_a_student_that_is_finished_leaves_another_s_checkpoints(
     assert retrain(study, "supervised")["continued_at"] == 0
     assert retrain(study, "mean_teacher")["continued_at"] == 2
     assert not list(study.runs_dir.glob("*/checkpoints/*.pt"))
+
+
+def test_new_labels_go_on_from_every_network_of_the_method(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ssl, part = "cps", "partner.head.weight"
+    retrain(study, ssl)
+    folder = study.models_dir / f"baseline-{ssl}"
+    trained = load_file(folder / "method.safetensors")
+    assert part in trained and not any(name.startswith("student.") for name in trained)
+    told = json.loads((folder / "student.json").read_text())["companions"]
+    assert told["file"] == "method.safetensors" and told["parts"] == ["partner"]
+    begun: list[dict[str, Any]] = []
+    step = Retrainer.step
+
+    def watched(self: Retrainer, k: int) -> dict[str, float]:
+        if self.phase is None:
+            self._enter(self.phases[0], anchor=None)
+            begun.append({name: value.clone() for name, value in self.method.state_dict().items()})
+        return step(self, k)
+
+    monkeypatch.setattr(Retrainer, "step", watched)
+    case = study.unlabeled_cases()[0].id
+    study.set_role([case], "ignored")
+    assert retrain(study, ssl)["iterations"] == 1
+    assert all(torch.equal(begun[-1][name], value) for name, value in trained.items())
+
+    (folder / "method.safetensors").write_bytes(b"damaged")
+    study.set_role([case], "unlabeled")
+    assert retrain(study, ssl)["iterations"] == 1
+    fresh = begun[-1][part]
+    assert not torch.equal(fresh, trained[part]) and load_file(folder / "method.safetensors")
+
+
+def test_what_does_not_fit_stays_as_it_is(tmp_path: Path) -> None:
+    """The method of another patch or option has other parts."""
+    method, other = made("dtc"), made("dtc", seed=5)
+    told = save_companions(other, tmp_path)
+    write_json(tmp_path / "student.json", {"companions": told})
+    saved = load_companions(tmp_path)
+    wrong = {"distance_head.bias": torch.zeros(7), "gone.weight": torch.zeros(3)}
+    assert take_over(method, saved | wrong) == ["distance_head.weight"]
+    assert torch.equal(method.distance_head.weight, other.distance_head.weight)
+    assert save_companions(made("supervised"), tmp_path) is None and load_companions(tmp_path) == {}
+    assert not (tmp_path / "method.safetensors").exists()
 
 
 class Large(Pyramid):
