@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..errors import InputError
 from ..foundation.checkpoints import RANDOM
 from ..foundation.prompting import PromptedSAM, Prompts, build_prompted, load_prompted
 from ..foundation.store import save_tuned
@@ -180,7 +181,12 @@ def tune_prompted(context: StageContext) -> dict[str, Any]:
 
 
 def prepare(context: StageContext, lineage: Lineage, volumes: Mapping[str, CachedVolume]) -> PromptTuner:
-    """The tuning of this run, before its first step."""
+    """The tuning of this run, before its first step; InputError where no label shows a structure."""
+    if not any(_has_foreground(volume) for volume in volumes.values()):
+        raise InputError(
+            "The labels of all labeled cases are empty, so SAM cannot learn to answer prompts about them.",
+            hint="Give a case a label in which a structure is drawn, or choose the recipe 'baseline'.",
+        )
     settings, plan = context.settings, context.plan
     total = plan.iterations_finetune
     if lineage.parent is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,6 +33,7 @@ from SFRCore.stages.context import StageContext
 from SFRCore.stages.corruption import corrupt
 from SFRCore.stages.data import LABELED, CropSource
 from SFRCore.stages.lineage import shortened
+from SFRCore.stages.prompted import tune_prompted
 from SFRCore.stages.prompts import KINDS, ask_about, components, make_prompts
 from SFRCore.stages.refine import reliability
 from SFRCore.stages.rounds import NOTHING, Selection, round_student
@@ -382,6 +384,16 @@ def test_a_new_label_goes_on_from_every_model(study: Study) -> None:
     for stage in ("retrain", "prompt", "adapt", "retrain 1"):
         assert done[stage]["iterations"] == shortened(3), stage
     assert done["refine 1"]["cases"] == 1
+
+
+def test_labels_that_show_nothing_are_refused_in_a_sentence(study: Study) -> None:
+    study.set_role(["case_02"], "ignored")
+    label = sitk.ReadImage(str(study.label_path("case_01")))
+    study.accept_label("case_01", label * 0)
+    with pytest.raises(InputError, match="labels of all labeled cases are empty"):
+        api.estimate(study, **SETTINGS)
+    with pytest.raises(InputError, match="labels of all labeled cases are empty"):
+        tune_prompted(context_of(study, options=ALL))
 
 
 def context_of(study: Study, *, options: dict[str, Any], **changes: Any) -> StageContext:
