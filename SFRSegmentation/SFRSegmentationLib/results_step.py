@@ -223,11 +223,11 @@ class ResultsStep(Step):
         if self.section.collapsed or self._listed == (structures, self.rows):
             return
         self._listed = (structures, self.rows)
-        names = [_("{name} (ml)").format(name=structure.name) for structure in structures]
+        names = [_("{name}\n(ml)").format(name=structure.name) for structure in structures]
         heads = {
             _("Case"): "",
             **{name: _("Volume of the prediction in milliliters") for name in names},
-            _("Expected Dice"): _("How well the model expects to have done, 0 to 1; the smallest structure"),
+            _("Expected\nDice"): _("How well the model expects to have done, 0 to 1; the smallest structure"),
             _("Dice"): _("Agreement with the reference, 0 to 1, where the case has one; mean of structures"),
             _("Role"): _("What the case is for: labeled, unlabeled or test"),
         }

@@ -141,9 +141,13 @@ class TrainStep(Step):
 
     def _showRest(self) -> None:
         if self._last is None:
-            ready = bool(self.logic.study.labeled_cases())
-            self.setState(READY if ready else EMPTY, "" if ready else _("waits for a labeled case"))
-            self.ui.jobLabel.text = _("Press Run. It goes on in the background, even if you close Slicer.")
+            waits = self.primaryReason
+            self.ui.jobLabel.text = waits or _(
+                "Press Run. It goes on in the background, even if you close Slicer."
+            )
+            labeled = bool(self.logic.study.labeled_cases())
+            note = _("not ready yet") if labeled else _("waits for a labeled case")
+            self.setState(EMPTY if waits else READY, note if waits else "")
             return
         command, state, _words, error = self._last
         self.ui.jobLabel.text = end_words(command, state, error)

@@ -36,8 +36,8 @@ def foundation_words() -> dict[str, str]:
         "vit_b": _("SAM ViT-B: the usual choice"),
         "vit_l": _("SAM ViT-L: larger and slower"),
         "vit_h": _("SAM ViT-H: the largest"),
-        "tiny": _("Tiny, from random numbers: only for trying things out"),
-        "tiny16": _("Tiny and coarse, the fastest: only for trying things out"),
+        "tiny": _("Tiny: only for trying things out"),
+        "tiny16": _("Tiny and coarse: the quickest to try"),
     }
 
 
@@ -66,7 +66,7 @@ def tuning_words() -> dict[str, str]:
         "full": _("Every weight"),
     }
     return {
-        "": _("As suits it and the device"),
+        "": _("As suits the foundation"),
         **{name: known.get(name, name) for name in CHOICES["tuning"]},
     }
 

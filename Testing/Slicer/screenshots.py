@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -30,11 +31,12 @@ from headless import qt_rules, views  # noqa: E402
 from scene_tools import openPanel  # noqa: E402
 from scipy import ndimage  # noqa: E402
 
+from SFRCore.runtime.worker import Worker  # noqa: E402
 from SFRCore.study import Study, as_structures  # noqa: E402
 from SFRCore.synthetic import STRUCTURES, make_synthetic_cohort  # noqa: E402
 
 SIZE = (96, 96, 40)
-WIDTH = 440
+WIDTH = 500
 VIEW = 560
 STRIP = 20
 CASES = 6
@@ -122,11 +124,12 @@ def grab_panel(widget, key: str, name: str) -> None:
     for _turn in range(3):
         slicer.app.processEvents()
     parent = widget.parent
-    parent.resize(WIDTH, 200)
-    parent.show()
-    slicer.app.processEvents()
-    parent.resize(WIDTH, max(parent.layout().heightForWidth(WIDTH), parent.minimumSizeHint.height()))
-    slicer.app.processEvents()
+    for _turn in range(2):  # folded groups have their height only when they were shown
+        parent.resize(WIDTH, 200)
+        parent.show()
+        slicer.app.processEvents()
+        parent.resize(WIDTH, max(parent.layout().heightForWidth(WIDTH), parent.minimumSizeHint.height()))
+        slicer.app.processEvents()
     if not parent.grab().save(str(FOLDER / name)):
         raise OSError(f"{FOLDER / name} could not be written")
 
@@ -134,6 +137,31 @@ def grab_panel(widget, key: str, name: str) -> None:
 def grab_views(name: str, view: str = "Red") -> None:
     """A slice view as it is now."""
     environment.sliceViews[view].grab(str(FOLDER / name))
+
+
+def grab_training(widget, made: Study) -> None:
+    """The Train step while a job runs: this process writes what a worker would, with an invented loss."""
+    with Worker(made.root, "run", {}) as worker:
+        tell = worker.events.emit
+        tell("plan", device="NVIDIA RTX 4070", preset="auto", patch=[96, 96, 48])
+        tell("estimate", seconds=4300, memory_bytes=7.1e9, per_stage={"finetune": 2600, "retrain": 1700})
+        for stage, done, total, left in (("finetune", 600, 600, 0.0), ("retrain", 228, 600, 1060.0)):
+            worker.stage = stage
+            noise = np.random.default_rng(len(stage)).normal(size=done)
+            for step in range(1, done + 1):
+                loss = 0.12 + 0.8 * np.exp(-step / 130) * (1 + 0.15 * noise[step - 1])
+                tell("progress", step=step, total=total, loss=float(loss), eta_s=left)
+            if stage == "finetune":
+                tell("finished_stage")
+                tell("progress", stage="pseudolabel", step=3, total=3)
+                tell("finished_stage", stage="pseudolabel")
+        widget.logic.openStudy(made.root)
+        widget.panel.open("train")
+        train = widget.panel.steps["train"]
+        until = time.monotonic() + 30
+        while time.monotonic() < until and len(train.bars.bars) < 3:
+            slicer.app.processEvents()
+        grab_panel(widget, "train", "panel-train.png")
 
 
 def main() -> None:
@@ -147,10 +175,20 @@ def main() -> None:
     widget.panel.open("setUp")
     grab_panel(widget, "setUp", "panel-set-up.png")
     grab_panel(widget, "review", "panel-review-empty.png")
-    made = study(Path(tempfile.mkdtemp()) / "lobes")
+    # From here on as where the worker's packages are installed.
+    os.environ["SFR_PYTHON"] = sys.executable
+    work = Path(tempfile.gettempdir()) / "pictures"
+    shutil.rmtree(work, ignore_errors=True)
+    made = study(work / "lobes")
     widget.logic.openStudy(made.root)
     grab_panel(widget, "cases", "panel-cases.png")
-    grab_panel(widget, "train", "panel-train.png")
+    grab_panel(widget, "train", "panel-train-waits.png")
+    widget.panel.steps["train"].choices.choose("foundation", "tiny")
+    grab_panel(widget, "train", "panel-train-ready.png")
+    widget.panel.steps["train"].ui.advancedGroup.collapsed = False
+    grab_panel(widget, "train", "panel-train-advanced.png")
+    widget.panel.steps["train"].ui.advancedGroup.collapsed = True
+    grab_training(widget, made)
     review = widget.panel.steps["review"]
     grab_panel(widget, "review", "panel-review-queue.png")
     review.ui.nextCaseButton.click()
@@ -172,6 +210,7 @@ def main() -> None:
         slicer.app.processEvents()
     grab_panel(widget, "results", "panel-results.png")
     next(panels, None)
+    shutil.rmtree(work, ignore_errors=True)
     complaints = [*environment.errors, *qt_rules.slotErrors, *qt_rules.qtMessages]
     if complaints:
         raise RuntimeError(f"the pictures were made with complaints: {complaints}")

@@ -130,7 +130,7 @@ def test_without_predictions_it_says_what_to_do(widget, tmp_path):
 def test_the_table_has_volumes_and_expected_dice(results):
     model = results.ui.resultsView.model()
     heads = [model.headerData(column, qt.Qt.Horizontal) for column in range(model.columnCount())]
-    assert heads == ["Case", "Left atrium (ml)", "Appendage (ml)", "Expected Dice", "Dice", "Role"]
+    assert heads == ["Case", "Left atrium\n(ml)", "Appendage\n(ml)", "Expected\nDice", "Dice", "Role"]
     volume = f"{(labelArray() == 4).sum() * 0.002:.1f}"
     assert table(results)[0] == ["a", volume, "0.0", "0.50", "", "unlabeled"]
     assert results.section.text == "5. Results: 3 predicted"

@@ -36,7 +36,7 @@ def step(widget, pretend, tmp_path):
     widget.logic.openStudy(study_of(tmp_path).root)
     widget.panel.open("train")
     step = widget.panel.steps["train"]
-    step.choices.choose("foundation", "tiny")
+    step.choices.choose("foundation", "tiny16")
     yield step
     job = Job.running(step.session.study.root) if step.session.study is not None else None
     if job is not None:
@@ -76,7 +76,7 @@ def test_run_by_click_to_its_end(step, pretend):
     assert step.ui.runButton.enabled and not step.ui.stopButton.enabled
     args = step.session.job.job.info["args"]
     assert args[:2] == ["run", str(step.session.study.root)]
-    assert args[2:] == ["--preset", "auto", "--foundation", "tiny"]
+    assert args[2:] == ["--preset", "auto", "--foundation", "tiny16"]
 
 
 def test_settings_reach_the_command_line_and_come_back(step, pretend):

@@ -85,7 +85,9 @@ behaviour(
 
 
 def _editorBuild(self):
-    qt.QVBoxLayout(self).addWidget(qt.QLabel("[segment editor stand-in]"))
+    qt.QVBoxLayout(self).addWidget(
+        qt.QLabel("(here: Slicer's Segment Editor, which is not part of this picture)")
+    )
     self._hEditorNode, self._hEffect = None, None
 
 
