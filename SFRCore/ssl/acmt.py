@@ -22,7 +22,7 @@ class EntropyConsensus(AmbiguityConsensus):
     name = "acmt"
     description = "ACMT: consistency with an averaged teacher where the student is in doubt (by entropy)"
     source = f"{PAPER}; AC-MT train_ACMT_Ent_3D.py"
-    defaults = {**AmbiguityConsensus.shared_defaults, "threshold": (0.75, 0.95)}
+    defaults = {"threshold": (0.75, 0.95)}
 
     def ambiguous(self, probabilities: Tensor, batch: Batch, progress: Progress) -> Tensor:
         return entropy(probabilities) / math.log(self.context.classes) >= rising(

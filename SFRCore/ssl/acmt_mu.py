@@ -24,7 +24,7 @@ class UncertaintyConsensus(AmbiguityConsensus):
     name = "acmt_mu"
     description = "ACMT, model uncertainty: consistency where noisy predictions of the student are in doubt"
     source = f"{PAPER}; AC-MT train_ACMT_MU_3D.py"
-    defaults = {**AmbiguityConsensus.shared_defaults, "threshold": (0.75, 0.90), "passes": 8}
+    defaults = {"threshold": (0.75, 0.90), "passes": 8}
 
     def check(self) -> None:
         super().check()

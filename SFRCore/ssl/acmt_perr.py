@@ -29,7 +29,7 @@ class PrototypeConsensus(AmbiguityConsensus):
     name = "acmt_perr"
     description = "ACMT, prototype errors: consistency where class prototypes contradict the student"
     source = f"{PAPER}; AC-MT train_ACMT_PErr_3D.py"
-    defaults = {**AmbiguityConsensus.shared_defaults, "uncertainty": 0.1, "passes": 10}
+    defaults = {"uncertainty": 0.1, "passes": 10}
 
     def check(self) -> None:
         super().check()

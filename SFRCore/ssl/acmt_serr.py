@@ -21,7 +21,6 @@ class ErrorConsensus(AmbiguityConsensus):
     name = "acmt_serr"
     description = "ACMT, segmentation errors: consistency where confident learning doubts the student"
     source = f"{PAPER}; AC-MT train_ACMT_SErr_3D_cl2.py; Northcutt et al., JAIR 2021"
-    defaults = AmbiguityConsensus.shared_defaults
 
     def ambiguous(self, probabilities: Tensor, batch: Batch, progress: Progress) -> Tensor:
         valid = batch.unlabeled_valid

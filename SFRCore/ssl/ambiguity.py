@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,16 +19,9 @@ class AmbiguityConsensus(TaughtMethod):
     """L = (CE + Dice)/2 of the labeled crops + lambda(k) * sum M (p_s - p_t)^2 / sum M of the unlabeled.
 
     p_t is the teacher's prediction under input noise, M marks the ambiguous voxels, and both carry no
-    gradient. M counts every channel of a voxel, so that the term is a mean over voxels and channels.
+    gradient. M counts every channel of a voxel, so that the term is a mean over voxels and channels. Released
+    for 8000 iterations with a polynomial learning rate, in place of which the preset's schedule is followed.
     """
-
-    reference_steps = 8000
-    shared_defaults: ClassVar = {
-        "schedule": "poly",
-        "consistency": 0.1,
-        "ramp": (40, 150, 8000),
-        "ema_decay": 0.99,
-    }
 
     @abstractmethod
     def ambiguous(self, probabilities: Tensor, batch: Batch, progress: Progress) -> Tensor:

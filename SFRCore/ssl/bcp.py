@@ -28,14 +28,14 @@ class BCP(Method):
 
     The box has ``box`` (2/3) of every side. The teacher keeps a constant share ``ema_decay``; neither network
     sees noise. With pseudo-labels of the foundation model the student sees the plain unlabeled crops once
-    more, for their loss alone. The released code keeps the weights that were best on test cases; here the
-    last of a phase are kept.
+    more, for their loss alone. The released code takes a tenth of the learning rate after each 2500
+    iterations of self-training, in place of which the preset's schedule is followed, and keeps the weights
+    that were best on test cases; here the last of a phase are kept.
     """
 
     name = "bcp"
     description = "BCP: bidirectional copy-paste between labeled and unlabeled crops"
     source = "Bai et al., CVPR 2023; BCP LA_BCP_train.py"
-    reference_steps = 17000
     defaults = {"box": 2 / 3, "unlabeled_weight": 0.5, "pretraining": 2000 / 17000, "ema_decay": 0.99}
 
     def __init__(self, context: MethodContext) -> None:

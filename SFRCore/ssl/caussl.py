@@ -35,7 +35,8 @@ class CauSSL(Method):
     The combinations are adapted, in 60 updates, every 60 iterations, for cps from 500 on, and count from
     then. For mc these are the kernels of the decoder but not those that enlarge, and of the head; for cps
     all. Dice over foreground classes, epsilon 1e-5. All these iterations are of 5000 and scale with the
-    training, as do the updates. ``student`` is the first decoder with the encoder, or the first network.
+    training, as do the updates. Of the released schedule the rise of the weight is kept; the learning rate
+    follows the preset. ``student`` is the first decoder with the encoder, or the first network.
 
     The released three-decoder code reads the kernels of the second and third decoder without gradient, so
     that only the first is kept apart; here each one is.
@@ -44,7 +45,6 @@ class CauSSL(Method):
     name = "caussl"
     description = "CauSSL: decoders that agree, with kernels kept independent of each other"
     source = "Miao et al., ICCV 2023; CauSSL train_CT_MCCauSSL.py, train_CT_CPSCauSSL.py"
-    reference_steps = REFERENCE
     keeps = frozenset({"consistency", "ramp"})
     defaults = {"variant": "mc", "consistency": 0.1, "ramp": (40, 150, REFERENCE), "independence": 3.0}
 

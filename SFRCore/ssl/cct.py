@@ -42,14 +42,13 @@ class CrossConsistency(ConsistencyMethod):
     of every encoder stage perturbed in one way. The second term is the mean over these three on the
     unlabeled crops; gradients flow through both sides. Only the student's own decoder is kept.
 
-    Source: the released code is 2D; here the same in 3D.
+    The released code is 2D; here the same in 3D. It runs 30000 iterations with a polynomial learning rate and
+    a weight that rises until the end, in place of which the preset's schedule and rise are followed.
     """
 
     name = "cct"
     description = "CCT: consistency of decoders under perturbed features"
     source = "Ouali et al., CVPR 2020; SSL4MIS train_cross_consistency_training_2D.py"
-    reference_steps = 30000
-    defaults = {"schedule": "poly", "consistency": 0.1, "ramp": (200, 150, 30000)}
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)

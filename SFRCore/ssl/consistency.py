@@ -17,6 +17,8 @@ class ConsistencyMethod(Method):
     iterations.
     """
 
+    defaults = {"consistency": 0.1, "ramp": (40, 150, 6000)}
+
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)
         self.ramp = Ramp(self.options["consistency"], *self.options["ramp"])
@@ -59,6 +61,8 @@ class ConsistencyMethod(Method):
 
 class TaughtMethod(ConsistencyMethod):
     """A consistency method whose teacher is the student's average over time (option ``ema_decay``)."""
+
+    defaults = {"ema_decay": 0.99}
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)

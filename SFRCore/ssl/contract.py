@@ -180,19 +180,18 @@ class Method(nn.Module, ABC):
     generator, which the loop seeds at every step. A step may run under autocast. ``student`` is what is
     evaluated and saved: its softmax is the prediction.
 
-    ``defaults`` are the options beside ``common_defaults``; ``reference_steps`` is the released length of
-    all phases together; ``uses_unlabeled`` tells whether unlabeled crops are looked at without
-    pseudo-labels; ``keeps`` names the options that the numbers of a data set's preset do not replace.
+    ``defaults`` are a class's own options beside those of the classes it builds on. The preset of a data set
+    replaces ``schedule``, ``step_every``, ``base_rate``, ``consistency`` and ``ramp``, so that methods are
+    compared under equal conditions, but for the options that ``keeps`` names. ``uses_unlabeled`` tells
+    whether unlabeled crops are looked at without pseudo-labels.
     """
 
     name: ClassVar[str]
     description: ClassVar[str]
     source: ClassVar[str]
-    reference_steps: ClassVar[int] = 6000
     uses_unlabeled: ClassVar[bool] = True
     keeps: ClassVar[frozenset[str]] = frozenset()
-    defaults: ClassVar[Mapping[str, Any]] = {}
-    common_defaults: ClassVar[Mapping[str, Any]] = {
+    defaults: ClassVar[Mapping[str, Any]] = {
         "schedule": "step",
         "step_every": STEP_FRACTION,
         "base_rate": 0.01,
@@ -203,7 +202,7 @@ class Method(nn.Module, ABC):
     def __init__(self, context: MethodContext) -> None:
         super().__init__()
         self.context = context
-        known = {**Method.common_defaults, **self.defaults}
+        known = self.known_options()
         unknown = sorted(set(context.options) - set(known))
         if unknown:
             raise InputError(
@@ -217,6 +216,14 @@ class Method(nn.Module, ABC):
                     hint=f"Give {_expected(known[option])}.",
                 )
         self.options: dict[str, Any] = {**known, **context.options}
+
+    @classmethod
+    def known_options(cls) -> dict[str, Any]:
+        """Every option with its default."""
+        known: dict[str, Any] = {}
+        for kind in reversed(cls.__mro__):
+            known |= vars(kind).get("defaults", {})
+        return known
 
     def check(self) -> None:
         """Raise InputError where the method cannot work with its options, patch or classes."""
@@ -240,7 +247,7 @@ class Method(nn.Module, ABC):
 
     def phase(self, name: str, fraction: float = 1.0, **fields: Any) -> Phase:
         """A phase with the learning rate of the options, and pseudo-labels if the recipe has them."""
-        for option in self.common_defaults:
+        for option in Method.defaults:
             fields.setdefault(option, self.options[option])
         fields.setdefault("pseudo_labels", "foundation" if self.context.with_pseudo_labels else "none")
         return Phase(name, fraction, **fields)

@@ -27,7 +27,8 @@ class CPCL(Method):
     crop (the teacher's labels) on the labeled one, cross-entropy with its labels. *Stability*: mean squared
     difference of the logits, over all crops, of student and teacher, which sees noise. Features are those of
     the last decoder stage but one, enlarged; the student's for labeled crops, the teacher's for unlabeled.
-    Dice epsilon 1e-5. 10000 iterations, polynomial learning rate.
+    Dice epsilon 1e-5. Released for 10000 iterations with a polynomial learning rate, in place of which the
+    preset's schedule is followed; the weight rises as released, over the first 6000 of 10000.
 
     In the released code features and prototypes carry no gradient, so that neither forward nor backward
     trains anything, and backward takes the softmax twice. Here the student's features keep their gradient
@@ -37,7 +38,6 @@ class CPCL(Method):
     name = "cpcl"
     description = "CPCL: prototypes of labeled crops label unlabeled ones, and the other way round"
     source = "Xu et al., IEEE JBHI 2022; CPCL train_CPCL_general_3D.py"
-    reference_steps = 10000
     keeps = frozenset({"consistency", "ramp"})
     defaults = {"consistency": 0.1, "ramp": (40, 150, 10000), "backward": 10.0, "ema_decay": 0.99}
 

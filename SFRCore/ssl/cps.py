@@ -18,14 +18,13 @@ class CrossPseudoSupervision(ConsistencyMethod):
 
     The second term is of the unlabeled crops; the other network's label carries no gradient. Convolutions
     begin Kaiming-normal in the first network and Xavier-normal in the second. The first is the student;
-    pseudo-labels teach both.
+    pseudo-labels teach both. Released for 30000 iterations with a polynomial learning rate and a weight that
+    rises until the end, in place of which the preset's schedule and rise are followed.
     """
 
     name = "cps"
     description = "CPS: two networks, each learns from the other's labels"
     source = "Chen et al., CVPR 2021; SSL4MIS train_cross_pseudo_supervision_3D.py"
-    reference_steps = 30000
-    defaults = {"schedule": "poly", "consistency": 0.1, "ramp": (200, 150, 30000)}
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)

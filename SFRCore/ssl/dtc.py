@@ -30,12 +30,7 @@ class DualTaskConsistency(ConsistencyMethod):
     description = "DTC: segmentation and distance to the boundary agree"
     source = "Luo et al., AAAI 2021; DTC train_la_dtc.py"
     keeps = frozenset({"consistency"})
-    defaults = {
-        "consistency": 1.0,
-        "ramp": (40, 150, 6000),
-        "distance_weight": 0.3,
-        "steepness": 1500.0,
-    }
+    defaults = {"consistency": 1.0, "distance_weight": 0.3, "steepness": 1500.0}
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)

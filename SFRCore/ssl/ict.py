@@ -17,20 +17,15 @@ class InterpolationConsistency(TaughtMethod):
     mix(a, b) = (1 - mu) a + mu b, with mu from Beta(``alpha``, ``alpha``) drawn for each pair. The teacher
     sees the plain crops without noise, all as one batch as in the paper (SSL4MIS shows it one at a time,
     which only batch norm notices). A mixed voxel is valid where both are. The student sees plain unlabeled
-    crops only where pseudo-labels are attached, in a forward pass of their own.
+    crops only where pseudo-labels are attached, in a forward pass of their own. Released for 30000 iterations
+    with a polynomial learning rate and a weight that rises until the end, in place of which the preset's
+    schedule and rise are followed.
     """
 
     name = "ict"
     description = "ICT: consistency of mixed crops with the mixed predictions of an averaged teacher"
     source = "Verma et al., IJCAI 2019; SSL4MIS train_interpolation_consistency_training_3D.py"
-    reference_steps = 30000
-    defaults = {
-        "schedule": "poly",
-        "consistency": 0.1,
-        "ramp": (200, 150, 30000),
-        "ema_decay": 0.99,
-        "alpha": 0.2,
-    }
+    defaults = {"alpha": 0.2}
 
     def check(self) -> None:
         super().check()

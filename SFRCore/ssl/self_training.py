@@ -20,7 +20,6 @@ class SelfTraining(Method):
     name = "self_training"
     description = "Self-training: rounds of fresh students, each taught by the one before"
     source = "Bai et al., MICCAI 2017; SFR train_retraining.py with consistency 0 is the first round"
-    reference_steps = 18000
     defaults = {"rounds": 3}
 
     def __init__(self, context: MethodContext) -> None:

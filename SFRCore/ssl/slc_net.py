@@ -25,15 +25,14 @@ class SLCNet(Method):
 
     The released code is for slices; this is its reading for volumes. Block Dice is the mean of the Dice
     losses (all classes, epsilon 1e-5) of ``blocks`` x ``blocks`` parts of the slices, here through all
-    slices of the crop; ``blocks=1`` is plain Dice. 30000 iterations, polynomial learning
-    rate.
+    slices of the crop; ``blocks=1`` is plain Dice. It runs 30000 iterations with a polynomial learning rate
+    and a weight that rises until the end, in place of which the preset's schedule and rise are followed.
     """
 
     name = "slc_net"
     description = "SLC-Net: two networks in a row that teach each other, with Dice over blocks"
     source = "Liu et al., MICCAI 2022; SLC-Net train_CLB.py"
-    reference_steps = 30000
-    defaults = {"consistency": 0.1, "ramp": (200, 150, 30000), "blocks": 4, "passes": 8}
+    defaults = {"consistency": 0.1, "ramp": (40, 150, 6000), "blocks": 4, "passes": 8}
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)

@@ -23,8 +23,9 @@ class SSNet(Method):
     over all classes jointly, of probabilities with and without adversarial noise. Its direction is the
     gradient of that loss at a random one of length 10, its length ``magnitude``; batch norm keeps its
     running statistics meanwhile. *Separation*: ``ClassSeparation`` on the student's last features, of
-    labeled voxels by their label and of unlabeled ones by the most probable class. 15000 iterations, a tenth
-    of the learning rate after each 2500; lambda is at its largest, 1, after 6000.
+    labeled voxels by their label and of unlabeled ones by the most probable class. Released for 15000
+    iterations with a tenth of the learning rate after each 2500, in place of which the preset's schedule is
+    followed; lambda rises as released and is at its largest, 1, after 6000 of 15000.
 
     Every voxel of the batch goes through the perceptrons, which takes memory. The noise stays out of padding.
     """
@@ -32,7 +33,6 @@ class SSNet(Method):
     name = "ss_net"
     description = "SS-Net: smooth against adversarial noise, structures apart in feature space"
     source = "Wu et al., MICCAI 2022; SS-Net train_ss_3d.py"
-    reference_steps = 15000
     keeps = frozenset({"consistency", "ramp"})
     defaults = {"consistency": 1.0, "ramp": (40, 150, 15000), "magnitude": 10.0, "separation": 0.1}
 

@@ -27,9 +27,6 @@ class UncertaintyAwareMeanTeacher(TaughtMethod):
     description = "UA-MT: consistency with an averaged teacher where it is certain"
     source = "Yu et al., MICCAI 2019; UA-MT train_LA_meanteacher_certainty_unlabel.py"
     defaults = {
-        "consistency": 0.1,
-        "ramp": (40, 150, 6000),
-        "ema_decay": 0.99,
         "threshold": (0.75, 1.0),
         "passes": 8,
         "consistency_on": "unlabeled",

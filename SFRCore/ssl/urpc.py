@@ -41,6 +41,8 @@ class PyramidConsistency(ConsistencyMethod):
     as well. Logarithms come from the logits, so that no probability is too small for them.
 
     The heads stand behind dropout (0.5) as in the V-Net of SFR, and are upsampled trilinearly as in SSL4MIS.
+    Released for 60000 iterations with a polynomial learning rate and a weight that rises until the end, in
+    place of which the preset's schedule and rise are followed.
     """
 
     name = "urpc"
@@ -49,8 +51,6 @@ class PyramidConsistency(ConsistencyMethod):
         "Luo et al., MICCAI 2021; SSL4MIS train_uncertainty_rectified_pyramid_consistency_3D.py, "
         "SFR hierarchical_vnet.py"
     )
-    reference_steps = 60000
-    defaults = {"schedule": "poly", "consistency": 0.1, "ramp": (400, 150, 60000)}
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)

@@ -291,7 +291,7 @@ def make_method(context: StageContext, guided: bool) -> Method:
     """
     settings, plan = context.settings, context.plan
     kind = get_method(settings.ssl)
-    known = {**Method.common_defaults, **kind.defaults}.keys() - kind.keeps
+    known = kind.known_options().keys() - kind.keeps
     preset = {
         "schedule": plan.schedule,
         "step_every": Fraction(plan.step_every).limit_denominator(1000),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from SFRCore.errors import InputError
 from SFRCore.ssl import available_methods, get_method
+from SFRCore.ssl.consistency import ConsistencyMethod
 from SFRCore.ssl.contract import Batch, Method, MethodContext, Progress, progress_at
 from SFRCore.ssl.losses import dice_loss, segmentation_loss
 from SFRCore.students import make_student
@@ -112,6 +113,16 @@ def test_methods_are_found_by_name() -> None:
     with pytest.raises(InputError, match="'mean_techer'") as caught:
         get_method("mean_techer")
     assert "mean_teacher" in caught.value.hint
+
+
+def test_what_a_preset_replaces_has_the_same_default_in_every_method() -> None:
+    shared = Method.defaults | ConsistencyMethod.defaults
+    for name, kind in available_methods().items():
+        known = kind.known_options()
+        assert kind.keeps <= known.keys(), name
+        replaced = {option: value for option, value in known.items() if option in shared.keys() - kind.keeps}
+        assert replaced == {option: shared[option] for option in replaced}, name
+        assert Method.defaults.keys() <= replaced.keys(), name
 
 
 @pytest.mark.parametrize(("name", "guided"), FITTING)
