@@ -11,7 +11,7 @@ from ..stages.lineage import recipe_options
 from ..stages.predict import predict
 from ..stages.prompted import tune_prompted
 from ..stages.refine import refine
-from ..stages.rounds import NOTHING, Selection, round_student, train_round
+from ..stages.rounds import NOTHING, Selection, publish, round_student, train_round
 from . import Recipe
 
 
@@ -31,6 +31,7 @@ def run(context: StageContext) -> dict[str, Any]:
 
         selection, done[f"refine {number}"] = refine(context, number, student, needed=needed)
         done[f"retrain {number}"] = train_round(context, number, selection)
+    publish(context, round_student(context, recipe_options(context)["rounds"], selection))
     done["predict"] = predict(context)
     return done
 

@@ -203,8 +203,9 @@ def refuse_leak(foundation: Lineage) -> None:
         )
 
 
-def student_lineage(context: StageContext) -> Lineage:
-    """Of the student of this run's recipe and method.
+def student_lineage(context: StageContext, options: Mapping[str, Any] | None = None) -> Lineage:
+    """Of the student of this run's recipe and method. ``options``: those of the recipe that shape it, by
+    default all.
 
     A foundation of another recipe is a setting of its student: pseudo-labels of the one before must not live
     on in its weights. The same one, tuned on with other labels, is data.
@@ -230,7 +231,7 @@ def student_lineage(context: StageContext) -> Lineage:
         "reference_iterations": plan.reference_iterations,
         "iterations": plan.iterations_retrain,
     }
-    chosen = recipe_options(context)
+    chosen = recipe_options(context) if options is None else options
     if chosen:
         recipe["recipe"] = {"name": settings.recipe, **chosen}
     data: dict[str, Any] = {"labels": labels(context)}

@@ -1,12 +1,13 @@
 """The rounds of ASLseg: which pseudo-labels were reliable, and the students that learned from them.
 
 Round 0 is the student of the labels alone; each round after it has reliable pseudo-labels among its labels.
-The last round's student lies in ``models/aslseg-METHOD``, those before it in ``round-N`` within. What was
-reliable stands in ``round-N/reliable.json``. Nothing is written to ``labels/``.
+Each round's student lies in ``models/aslseg-METHOD/round-N``, with what was reliable in ``reliable.json``; a
+copy of the last one's is the recipe's student. Nothing is written to ``labels/``.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any
 
 from ..errors import InputError
 from ..planning import digest
-from ..runtime.files import read_json, write_json
+from ..runtime.files import atomic_path, read_json, write_json
 from ..students import load_student
+from ..students.store import WEIGHTS as STUDENT_WEIGHTS
 from ..volumes import CachedVolume
 from .aslseg_models import adaptation_lineage, prompted_lineage
 from .context import StageContext
@@ -57,10 +59,12 @@ def round_folder(context: StageContext, number: int) -> Path:
 
 
 def round_student(context: StageContext, number: int, selection: Selection) -> Lineage:
-    """The lineage of the student of one round."""
-    last = number == recipe_options(context)["rounds"]
-    folder = student_folder(context) if last else round_folder(context, number)
-    base = student_lineage(context)
+    """The lineage of the student of one round: how many follow does not matter to it, and to that of the
+    labels alone no option does.
+    """
+    folder = round_folder(context, number)
+    options = {name: value for name, value in recipe_options(context).items() if name != "rounds"}
+    base = student_lineage(context, options if number else {})
     made_from = dict(base.made_from)
     if selection.cases:
         made_from["reliable"] = [[case, selection.identity] for case in selection.cases]
@@ -146,6 +150,17 @@ def train_round(context: StageContext, number: int, selection: Selection) -> dic
         total = shortened(total)
     trainer = Retrainer(context, labeled, unlabeled, total=total, guided=False, parent_weights=weights)
     return train_student(context, lineage, trainer)
+
+
+def publish(context: StageContext, student: Lineage) -> None:
+    """Make a round's student that of the recipe, unless it is."""
+    target = student_folder(context)
+    present = existing_model(context, target / STUDENT_INFO)
+    if context.main and (present is None or present["model"] != student.model_identity()):
+        for name in (STUDENT_WEIGHTS, STUDENT_INFO):
+            with atomic_path(target / name) as temporary:
+                shutil.copyfile(student.folder / name, temporary)
+    context.device.accelerator.wait_for_everyone()
 
 
 def reliable_volumes(context: StageContext, selection: Selection) -> dict[str, CachedVolume]:

@@ -386,6 +386,26 @@ def test_a_new_label_goes_on_from_every_model(study: Study) -> None:
     assert done["refine 1"]["cases"] == 1
 
 
+def test_more_or_fewer_rounds_keep_those_that_are_done(study: Study) -> None:
+    short = {"iterations_finetune": 1, "iterations_retrain": 1}
+    one, two = ({**ALL, "rounds": rounds, "corruptions": 1} for rounds in (1, 2))
+    run(study, options=one, **short)
+    info = (study.root / STUDENT).with_name("student.json")
+    student = info.read_bytes()
+    done, _ = run(study, options=two, **short)
+    assert [stage for stage, said in done.items() if not said["skipped"]] == [
+        "refine 2",
+        "retrain 2",
+        "predict",
+    ]
+    assert info.read_bytes() != student
+    done, _ = run(study, options=one, **short)
+    assert [stage for stage, said in done.items() if not said["skipped"]] == ["predict"]
+    assert info.read_bytes() == student
+    other = context_of(study, options={**one, "agreement": 0.1}, **short)
+    assert round_student(other, 0, NOTHING).is_done() and not round_student(other, 1, NOTHING).is_done()
+
+
 def test_labels_that_show_nothing_are_refused_in_a_sentence(study: Study) -> None:
     study.set_role(["case_02"], "ignored")
     label = sitk.ReadImage(str(study.label_path("case_01")))
