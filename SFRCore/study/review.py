@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,10 +30,14 @@ class ReviewItem:
 class Review(Labels, Results):
     """The part of a study in which a person accepts, corrects or rejects."""
 
-    def review_queue(self) -> list[ReviewItem]:
-        """Unlabeled cases that have a result and were not rejected, the smallest expected Dice first."""
+    def review_queue(self, ids: Collection[str] | None = None) -> list[ReviewItem]:
+        """Unlabeled cases that have a result and were not rejected, the smallest expected Dice first; only
+        those of ``ids`` where they are given.
+        """
         queue = []
         for case in self.unlabeled_cases(for_training=True):
+            if ids is not None and case.id not in ids:
+                continue
             result = self.newest_result(case.id)
             if result is not None:
                 item = ReviewItem(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,13 @@ class ResultRow:
         return sum(self.dice.values()) / len(self.dice) if self.dice else None
 
 
-def result_rows(study: Study) -> list[ResultRow]:
-    """The cases that have a prediction, in the order of the study."""
+def result_rows(study: Study, ids: Collection[str] | None = None) -> list[ResultRow]:
+    """The cases that have a prediction, in the order of the study; only those of ``ids`` where given."""
     path = study.reports_dir / "scores.json"
     scored, when = _scores(path), path.stat().st_mtime if path.is_file() else 0.0
     rows = []
     for case in study.cases.values():
-        result = study.result(case.id, KIND)
+        result = study.result(case.id, KIND) if ids is None or case.id in ids else None
         if result is not None:
             dice = scored.get(case.id, {}) if when >= result.time else {}
             rows.append(ResultRow(case.id, case.role, result, dice, case.reference is not None))

@@ -8,7 +8,7 @@ from typing import Any
 import qt
 from slicer.i18n import tr as _
 
-from SFRCore.study import Study
+from SFRCore.study import Structure, Study
 
 from . import scene
 from .apply_student import Application, show_applied, start_apply, students, tidy
@@ -16,7 +16,9 @@ from .chore_follower import ChoreFollower
 from .chores import Chore
 from .one_by_one import Action, OneByOne
 from .result_files import ResultRow, result_rows, write_nifti, write_segmentation, write_table
+from .session import JOB, PROGRESS, RESULTS
 from .step import DONE, EMPTY, READY, RUNNING, Step
+from .table_rows import TableRows
 
 _ROW_HEIGHT = 24
 
@@ -36,8 +38,10 @@ class ResultsStep(Step):
         self._what = self._last = ""
         self._then: Action | None = None
         self._models: list[Path] = []
-        self._listed: Any = None
+        self._listed: list[ResultRow] = []
+        self._columns: list[Structure] | None = None
         self._model = qt.QStandardItemModel()
+        self._table = TableRows(self._model)
         self.ui.resultsView.setModel(self._model)
         self.ui.resultsView.verticalHeader().setVisible(False)
         self.ui.resultsView.horizontalHeader().setSectionResizeMode(qt.QHeaderView.ResizeToContents)
@@ -72,6 +76,21 @@ class ResultsStep(Step):
             self._follower.chore.cancel()
         if self.application is not None:
             tidy(self.application)
+
+    def changed(self, what: str) -> None:
+        """While a job runs only the cases that it has finished are looked at again."""
+        study = self.session.study
+        if what == RESULTS and study is not None:
+            fresh = set(self.session.fresh)
+            known = {row.id: row for row in self.rows if row.id not in fresh}
+            known |= {row.id: row for row in result_rows(study, fresh)}
+            self.rows = [known[id] for id in study.cases if id in known]
+            self._fillTable(study)
+            self._refreshButtons(study)
+        elif what == JOB:
+            self._refreshButtons(study)
+        elif what != PROGRESS:
+            self.refresh()
 
     def refresh(self) -> None:
         study = self.session.study
@@ -150,8 +169,7 @@ class ResultsStep(Step):
 
     def selected(self) -> list[str]:
         """The ids of the selected rows, or of all where none is selected."""
-        chosen = sorted({index.row() for index in self.ui.resultsView.selectionModel().selectedRows()})
-        return [self.rows[row].id for row in chosen] or [row.id for row in self.rows]
+        return [self.rows[number].id for number in self._chosen()] or [row.id for row in self.rows]
 
     def openPage(self, path: Path) -> None:
         """Show a page in the user's browser."""
@@ -220,9 +238,38 @@ class ResultsStep(Step):
     def _fillTable(self, study: Study | None) -> None:
         """List the rows; the selection stays where they are as before."""
         structures = [] if study is None else study.structures
-        if self.section.collapsed or self._listed == (structures, self.rows):
+        if self.section.collapsed:
             return
-        self._listed = (structures, self.rows)
+        if structures != self._columns:
+            self._nameColumns(structures)
+        if self.rows == self._listed:
+            return
+        before = {row.id: row for row in self._listed}
+        moved = [row.id for row in self.rows] != [row.id for row in self._listed]
+        chosen = [self._listed[number].id for number in self._chosen()] if moved else []
+        self._table.show([self._cells(row, structures) for row in self.rows])
+        for number, row in enumerate(self.rows):
+            if moved or row != before[row.id]:
+                detail = ", ".join(f"{name} {value:.3f}" for name, value in row.dice.items())
+                self._model.item(number, len(structures) + 2).setToolTip(detail or self._no_score(row))
+        self._listed = list(self.rows)
+        if chosen:
+            self._choose(chosen)
+
+    def _chosen(self) -> list[int]:
+        return sorted({index.row() for index in self.ui.resultsView.selectionModel().selectedRows()})
+
+    def _choose(self, ids: list[str]) -> None:
+        """Select the rows of these cases, wherever they are now."""
+        selection = self.ui.resultsView.selectionModel()
+        selection.clearSelection()
+        flags = qt.QItemSelectionModel.Select | qt.QItemSelectionModel.Rows
+        for number, row in enumerate(self.rows):
+            if row.id in ids:
+                selection.select(self._model.index(number, 0), flags)
+
+    def _nameColumns(self, structures: list[Structure]) -> None:
+        """The columns of a study; the table is empty then."""
         names = [_("{name}\n(ml)").format(name=structure.name) for structure in structures]
         heads = {
             _("Case"): "",
@@ -231,19 +278,19 @@ class ResultsStep(Step):
             _("Dice"): _("Agreement with the reference, 0 to 1, where the case has one; mean of structures"),
             _("Role"): _("What the case is for: labeled, unlabeled or test"),
         }
+        self._table.clear()
         self._model.clear()
         self._model.setHorizontalHeaderLabels(list(heads))
         for column, tip in enumerate(heads.values()):
             self._model.setHeaderData(column, qt.Qt.Horizontal, tip, qt.Qt.ToolTipRole)
-        for row in self.rows:
-            volumes = [row.result.volume_ml.get(str(s.value)) for s in structures]
-            dice = "" if row.mean_dice is None else f"{row.mean_dice:.3f}"
-            words = [row.id, *("" if v is None else f"{v:.1f}" for v in volumes)]
-            words += [f"{row.result.expected_dice:.2f}", dice, row.role]
-            cells = [qt.QStandardItem(word) for word in words]
-            detail = ", ".join(f"{name} {value:.3f}" for name, value in row.dice.items())
-            cells[-2].setToolTip(detail or self._no_score(row))
-            self._model.appendRow(cells)
+        self._columns, self._listed = list(structures), []
+
+    @staticmethod
+    def _cells(row: ResultRow, structures: list[Structure]) -> list[str]:
+        volumes = [row.result.volume_ml.get(str(s.value)) for s in structures]
+        dice = "" if row.mean_dice is None else f"{row.mean_dice:.3f}"
+        words = [row.id, *("" if v is None else f"{v:.1f}" for v in volumes)]
+        return [*words, f"{row.result.expected_dice:.2f}", dice, row.role]
 
     def _no_score(self, row: ResultRow) -> str:
         if row.has_reference:

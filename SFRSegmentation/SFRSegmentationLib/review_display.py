@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
-import qt
 from slicer.i18n import tr as _
 
 from SFRCore.errors import SFRError
@@ -17,6 +15,7 @@ from .case_view import CaseView
 from .drafts import drafted
 from .scene import KIND_NAMES
 from .step import DONE, EMPTY, READY, Step
+from .table_rows import TableRows
 
 
 class ReviewDisplay(Step):
@@ -24,8 +23,7 @@ class ReviewDisplay(Step):
 
     view: CaseView | None
     queue: list[ReviewItem]
-    _model: Any
-    _listed: list[list[str]]
+    _rows: TableRows
 
     def _fillQueue(self, study: Study | None) -> None:
         """List the queue; nothing is done where it looks as before, or where nobody sees it."""
@@ -37,11 +35,7 @@ class ReviewDisplay(Step):
             [item.id, f"{item.expected_dice:.2f}", KIND_NAMES[item.kind], begun if item.id in drafts else ""]
             for item in self.queue
         ]
-        if rows != self._listed:
-            self._listed = rows
-            self._model.setRowCount(0)
-            for row in rows:
-                self._model.appendRow([qt.QStandardItem(word) for word in row])
+        self._rows.show(rows)
         self._selectRow()
 
     def _selectRow(self) -> None:

@@ -15,8 +15,9 @@ from .doubt import set_threshold
 from .editor_host import EditorHost
 from .review_display import ReviewDisplay, rejected_cases
 from .review_keys import KEYS, ReviewKeys
-from .session import CASES
+from .session import CASES, JOB, PROGRESS, RESULTS
 from .slice_layers import SliceLayers, set_overlay_opacity
+from .table_rows import TableRows
 
 _log = logging.getLogger("SFR")
 
@@ -44,7 +45,6 @@ class ReviewStep(ReviewDisplay):
     def setup(self) -> None:
         self.view: CaseView | None = None
         self.queue: list[ReviewItem] = []
-        self._listed: list[list[str]] = []
         self.layers = SliceLayers()
         self.editor = EditorHost(self.ui.editorFrame.layout(), self._onEffect)
         actions = {
@@ -81,6 +81,7 @@ class ReviewStep(ReviewDisplay):
         self._model.setHorizontalHeaderLabels(list(heads))
         for column, tip in enumerate(heads.values()):
             self._model.setHeaderData(column, qt.Qt.Horizontal, tip, qt.Qt.ToolTipRole)
+        self._rows = TableRows(self._model)
         self.ui.queueView.setModel(self._model)
         self.ui.queueView.verticalHeader().setVisible(False)
         self.ui.queueView.horizontalHeader().setSectionResizeMode(qt.QHeaderView.ResizeToContents)
@@ -138,6 +139,22 @@ class ReviewStep(ReviewDisplay):
         self.leaveCase()
         self.editor.cleanup()
         self.layers.restore()
+
+    def changed(self, what: str) -> None:
+        """While a job runs only the cases that it has finished are looked at again."""
+        study = self.session.study
+        if what == RESULTS and study is not None:
+            fresh = set(self.session.fresh)
+            queue = [item for item in self.queue if item.id not in fresh] + study.review_queue(fresh)
+            self.queue = sorted(queue, key=lambda item: item.expected_dice)
+            self._fillQueue(study)
+            self._refreshSummary(study)
+            self._refreshCase()
+        elif what == JOB:
+            self._refreshSummary(study)
+            self._refreshCase()
+        elif what != PROGRESS:
+            self.refresh()
 
     def refresh(self) -> None:
         study = self.session.study

@@ -307,13 +307,16 @@ def test_a_study_closed_while_loading(results, waitFor):
     assert results.rows == []
 
 
-def test_a_selection_stays_while_nothing_changes(results):
+def test_a_selection_stays_with_its_cases(results):
     select(results, "b")
     results.refresh()
     assert results.selected() == ["b"]
     addResult(results.session.study, "a", kind="prediction", dice=0.9)
     results.refresh()
-    assert results.selected() == ["a", "b", "c"] and table(results)[0][3] == "0.90"
+    assert results.selected() == ["b"] and table(results)[0][3] == "0.90"
+    results.session.study.result_paths("a", "prediction")[2].unlink()
+    results.refresh()
+    assert [row[0] for row in table(results)] == ["b", "c"] and results.selected() == ["b"]
 
 
 def test_what_is_no_model_is_not_offered(results):
