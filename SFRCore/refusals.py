@@ -10,6 +10,12 @@ from .errors import InputError, command_line
 if TYPE_CHECKING:
     from .stages.context import StageContext
 
+UNUSED_WITHOUT = {
+    "pseudo_labels": frozenset({"pseudolabel"}),
+    "pseudo_weight": frozenset({"pseudolabel", "selective"}),
+}
+"""Settings that change nothing in a recipe with none of these stages."""
+
 
 def refuse_early(context: StageContext, stages: Sequence[str], *, newest: bool = False) -> None:
     """Raise InputError where the stages cannot come to their end with this study and these settings.
@@ -36,6 +42,7 @@ def refuse_early(context: StageContext, stages: Sequence[str], *, newest: bool =
     if {"pseudolabel", "refine"} & set(stages) and not context.study.unlabeled_cases():
         raise _none_left(context)
     if {"retrain", "selective"} & set(stages):
+        _refuse_without_effect(context)
         _refuse_stage(context, stages)
         _refuse_method(context)
     elif "predict" in stages:
@@ -51,6 +58,27 @@ def _refuse_unlabeled_study(context: StageContext) -> None:
         )
 
 
+def _refuse_without_effect(context: StageContext) -> None:
+    """Raise InputError for options of pseudo-labels where the recipe makes none, or in its own way."""
+    from .settings import Settings
+
+    settings = context.settings
+    given = [name for name in UNUSED_WITHOUT if getattr(settings, name) != getattr(Settings(), name)]
+    unused = ["--" + name.replace("_", "-") for name in given if not takes(settings.recipe, name)]
+    if unused:
+        raise InputError(
+            f"The recipe {settings.recipe} makes no use of {' and '.join(unused)}.",
+            hint="Leave it out, or choose the recipe 'sfr'.",
+        )
+
+
+def takes(recipe: str, option: str) -> bool:
+    """Whether a setting of :data:`UNUSED_WITHOUT` changes anything in a recipe."""
+    from .recipes import get_recipe
+
+    return not UNUSED_WITHOUT[option].isdisjoint(get_recipe(recipe).stages)
+
+
 def _refuse_stage(context: StageContext, stages: Sequence[str]) -> None:
     """Raise InputError where the recipe trains its student in another stage, or without what it selects."""
     from .recipes import get_recipe
@@ -64,7 +92,7 @@ def _refuse_stage(context: StageContext, stages: Sequence[str]) -> None:
             f"The recipe {name} does not train its student by the stage retrain alone.",
             hint=f"Run the recipe, which skips what is done:  {run}",
         )
-    if "selective" in stages and not uses_pseudo_labels(context):
+    if {"selective", "pseudolabel"} & set(stages) and not uses_pseudo_labels(context):
         raise InputError(
             f"The recipe {name} is about pseudo-labels, and their weight is 0.",
             hint="Leave --pseudo-weight out, or choose the recipe 'baseline'.",

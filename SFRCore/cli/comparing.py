@@ -9,8 +9,8 @@ import typer
 
 from SFRCore.cli import options as opt
 from SFRCore.cli.app import COMPUTE_PANEL, EXAMPLE, app
-from SFRCore.cli.computing import start_in_background
-from SFRCore.cli.display import Display, print_json
+from SFRCore.cli.computing import compute, start_in_background
+from SFRCore.cli.display import print_json
 
 
 @app.command(
@@ -45,22 +45,27 @@ def compare(
     preset: opt.Preset = None,
     foundation: opt.Foundation = None,
     tuning: opt.Tuning = None,
+    input: opt.Input = None,
     student: opt.Student = None,
     pseudo_labels: opt.PseudoLabels = None,
     iterations_finetune: opt.IterationsFinetune = None,
     iterations_retrain: opt.IterationsRetrain = None,
     patch: opt.Patch = None,
     pseudo_weight: opt.PseudoWeight = None,
+    method_option: opt.MethodOption = None,
+    recipe_option: opt.RecipeOption = None,
     faithful: opt.Faithful = False,
     dense: opt.Dense = False,
     device: opt.Device = None,
     precision: opt.Precision = None,
+    yes: opt.Yes = False,
     background: opt.Background = False,
     json: opt.Json = False,
 ) -> None:
     """A table of methods."""
     options = {
-        "recipe": recipe, "preset": preset, "foundation": foundation, "tuning": tuning, "student": student,
+        "recipe": recipe, "preset": preset, "foundation": foundation, "tuning": tuning, "input": input,
+        "student": student, "method_option": method_option, "recipe_option": recipe_option,
         "pseudo_labels": pseudo_labels, "iterations_finetune": iterations_finetune,
         "iterations_retrain": iterations_retrain, "patch": patch, "pseudo_weight": pseudo_weight,
         "faithful": faithful, "dense": dense, "device": device, "precision": precision,
@@ -68,12 +73,11 @@ def compare(
     settings = opt.settings_from(options)
     own = {"seeds": seeds, "first_seed": first_seed, "base": base, "name": name, "cases": cases, "mode": mode}
     if background:
-        start_in_background("compare", study, {"ssl": ssl, **own, **options}, yes=False, json=json)
+        start_in_background("compare", study, {"ssl": ssl, **own, **options}, yes=yes, json=json)
         return
     from SFRCore import api
 
-    with Display() as display:
-        done = api.compare(study, opt.split_ids(ssl), on_event=display, **own, **settings)
+    done = compute(api.compare, study, opt.split_ids(ssl), yes=yes, **own, **settings)
     if json:
         print_json(done)
         return

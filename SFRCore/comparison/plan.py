@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,53 @@ def parse_rows(names: Sequence[str], recipe: str) -> list[Row]:
     if not rows:
         raise InputError("There is nothing to compare.", hint="Name methods: --ssl supervised,mean_teacher")
     return rows
+
+
+def settings_of(row: Row, settings: Settings, seed: int) -> Settings:
+    """The settings of one training: of the shared ones, those that the row's recipe and method know."""
+    from SFRCore.recipes import get_recipe
+    from SFRCore.refusals import UNUSED_WITHOUT, takes
+
+    recipe, standard = get_recipe(row.recipe), Settings()
+    unused = {name: getattr(standard, name) for name in UNUSED_WITHOUT if not takes(row.recipe, name)}
+    if "finetune" not in recipe.stages:
+        unused["input"] = standard.input
+    return settings.with_(
+        recipe=row.recipe,
+        ssl=row.ssl,
+        seed=seed,
+        yes=True,
+        method_options=_known(settings.method_options, _method_options(row)),
+        recipe_options=_known(settings.recipe_options, recipe.options),
+        **unused,
+    )
+
+
+def refuse_unknown_options(rows: Sequence[Row], settings: Settings) -> None:
+    """Raise InputError for a method's or recipe's option that no row has."""
+    from SFRCore.recipes import get_recipe
+
+    for what, given, of in (
+        ("method", settings.method_options, _method_options),
+        ("recipe", settings.recipe_options, lambda row: get_recipe(row.recipe).options),
+    ):
+        known = sorted({name for row in rows for name in of(row)})
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise InputError(
+                f"No {what} of the comparison has an option '{unknown[0]}'.",
+                hint=f"They have: {', '.join(known)}." if known else "They have none.",
+            )
+
+
+def _method_options(row: Row) -> Mapping[str, Any]:
+    from SFRCore.ssl import get_method
+
+    return get_method(row.ssl).known_options()
+
+
+def _known(given: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if name in options}
 
 
 def comparison_folder(study: Study, name: str) -> Path:

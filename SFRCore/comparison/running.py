@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from SFRCore.comparison.plan import Row, comparison_folder, parse_rows, snapshot
+from SFRCore.comparison.plan import (
+    DESCRIPTION,
+    Row,
+    comparison_folder,
+    parse_rows,
+    refuse_unknown_options,
+    settings_of,
+    snapshot,
+)
 from SFRCore.comparison.table import Comparison, result_path, tabulate, write_tables
 from SFRCore.errors import Cancelled, InputError, SFRError
 from SFRCore.runtime.files import write_json
@@ -19,6 +28,8 @@ from SFRCore.study import Study
 
 Listener = Callable[[dict[str, Any]], None]
 STAGE = "compare"
+SHARED_STAGES = {"finetune", "pseudolabel"}
+"""Stages whose result the rows of one seed have in common."""
 
 
 def compare(
@@ -37,12 +48,14 @@ def compare(
     """Train every row with every seed on a snapshot of the study, score it, and write the table.
 
     ``ssl`` are methods, or "RECIPE/METHOD"; ``base`` is the row that differences are taken to (the first).
-    ``options`` are the fields of :class:`SFRCore.settings.Settings` that all rows share. Everything is kept
-    in STUDY/comparisons/NAME: a row that is done is not trained again, also when rows or seeds are added
-    later, and one that was cut off goes on. A row that fails is said and left out of the table.
+    ``options`` are the fields of :class:`SFRCore.settings.Settings` that all rows share; a row takes those
+    that its recipe and method know. Everything is kept in STUDY/comparisons/NAME: a row that is done is not
+    trained again, also when rows or seeds are added later, and one that was cut off goes on. A row that fails
+    is said and left out of the table.
 
     Returns the table's ``rows``, its ``base``, ``folder`` and ``failed``. Raises InputError where nothing can
-    be compared, a row does not fit the study, or the study has changed since the comparison was begun.
+    be compared, a row does not fit the study, the study has changed since the comparison was begun, or (code
+    "long_run") the whole would take more than 12 hours without ``yes``.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("A comparison runs in one process.", hint="Start it without accelerate launch.")
@@ -51,6 +64,7 @@ def compare(
     study.check_writable()
     settings = Settings.of(**options)
     rows = parse_rows(ssl, settings.recipe)
+    refuse_unknown_options(rows, settings)
     first = parse_rows([base], settings.recipe)[0] if base else rows[0]
     if first not in rows:
         raise InputError(f"The base '{base}' is not one of the rows.", hint="Name it in --ssl as well.")
@@ -65,14 +79,21 @@ def compare(
     with Worker(study.root, STAGE, {"rows": [row.key for row in rows], "seeds": seeds}) as worker:
         worker.stage = STAGE
         tell = _teller(worker, on_event)
+        begun = (folder / DESCRIPTION).is_file()
         copy = snapshot(study, folder, settings, scored)
+        try:
+            _refuse_long(copy, folder, wanted, settings, _watched(worker, copy, tell))
+        except InputError:
+            if not begun:  # or its settings could not be changed any more
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
         begin, trained = time.monotonic(), 0
         for number, (row, seed) in enumerate(wanted):
             worker.check()
             if not result_path(folder, row, seed).is_file() and row.key not in failed:
                 watched = _watched(worker, copy, tell)
                 try:
-                    _train(copy, folder, row, settings.with_(seed=seed), cases, mode, watched)
+                    _train(copy, folder, row, settings_of(row, settings, seed), cases, mode, watched)
                 except Cancelled:
                     raise
                 except SFRError as error:
@@ -91,14 +112,44 @@ def compare(
     return table.to_dict() | {"folder": str(folder), "failed": failed}
 
 
+def _refuse_long(
+    copy: Study, folder: Path, wanted: Sequence[tuple[Row, int]], settings: Settings, listener: Listener
+) -> None:
+    """Raise InputError where what is left takes more than 12 hours; rows of one seed share a fine-tuning."""
+    from SFRCore import api
+    from SFRCore.stages.estimate import LONG_SECONDS
+
+    lengths = settings.iterations_finetune, settings.iterations_retrain
+    if settings.yes or all(length is not None and length < api.WORTH_ESTIMATING for length in lengths):
+        return
+    left: dict[Row, list[int]] = {}
+    for row, seed in wanted:
+        if not result_path(folder, row, seed).is_file():
+            left.setdefault(row, []).append(seed)
+    seconds, shared = 0.0, set[str]()
+    for row, seeds in left.items():
+        try:
+            found = api.estimate(copy, on_event=listener, **vars(settings_of(row, settings, seeds[0])))
+        except InputError:
+            continue  # said when the row is trained
+        stages = {stage: took for stage, took in found["per_stage"].items() if stage not in shared}
+        seconds += len(seeds) * sum(stages.values())
+        shared |= SHARED_STAGES & set(stages)
+        if seconds > LONG_SECONDS:
+            raise InputError(
+                f"This comparison would take more than {seconds / 3600:.0f} hours on {found['device']}.",
+                hint="Use a computer with a GPU, fewer rows, seeds or iterations; or start it with --yes.",
+                code="long_run",
+            )
+
+
 def _train(
     copy: Study, folder: Path, row: Row, settings: Settings, cases: str, mode: str, listener: Listener
 ) -> None:
     from SFRCore import api
 
     begin = time.perf_counter()
-    chosen = settings.with_(recipe=row.recipe, ssl=row.ssl, yes=True)
-    done = api.run(copy, on_event=listener, **vars(chosen))
+    done = api.run(copy, on_event=listener, **vars(settings))
     scores = api.evaluate(copy, cases=cases, mode=mode, recipe=row.recipe, ssl=row.ssl)
     result = {
         "row": row.key,

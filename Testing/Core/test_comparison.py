@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from SFRCore import api
 from SFRCore.cli import app
-from SFRCore.comparison import Row, parse_rows, read_comparisons
-from SFRCore.comparison.plan import comparison_folder, snapshot
+from SFRCore.comparison import Row, parse_rows, read_comparisons, running
+from SFRCore.comparison.plan import comparison_folder, refuse_unknown_options, settings_of, snapshot
 from SFRCore.comparison.table import markdown, result_path, tabulate
 from SFRCore.errors import Cancelled, InputError
 from SFRCore.foundation.spec import SPECS
@@ -171,6 +171,70 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_made(study: Study
         with pytest.raises(InputError, match=match):
             api.compare(study, ["baseline/supervised"], **words, **SETTINGS)
     assert not (study.root / "comparisons").exists()
+
+
+def test_a_row_takes_the_options_that_it_knows() -> None:
+    shared = Settings(
+        input="small", pseudo_labels="online", pseudo_weight=0.5, seed=9,
+        method_options={"ema_decay": 0.5}, recipe_options={"rounds": 1},
+    )  # fmt: skip
+    rows = [Row("sfr", "mean_teacher"), Row("baseline", "supervised"), Row("aslseg", "supervised")]
+    refuse_unknown_options(rows, shared)
+    sfr, baseline, aslseg = (settings_of(row, shared, 2) for row in rows)
+    assert (sfr.input, sfr.pseudo_labels, sfr.pseudo_weight, sfr.seed) == ("small", "online", 0.5, 2)
+    assert sfr.method_options == {"ema_decay": 0.5} and sfr.recipe_options == {}
+    assert (baseline.input, baseline.pseudo_labels, baseline.pseudo_weight) == ("stitched", "cached", 1.0)
+    assert aslseg.recipe_options == {"rounds": 1} and aslseg.method_options == {}
+    for name in ("method", "recipe"):
+        with pytest.raises(InputError, match=f"No {name} of the comparison has an option 'momentum'"):
+            refuse_unknown_options(rows, shared.with_(**{f"{name}_options": {"momentum": 1}}))
+
+
+def test_a_comparison_of_more_than_half_a_day_asks_first(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*_: object, **__: object) -> dict[str, Any]:
+        return {"per_stage": {"finetune": 3600.0, "retrain": 2.4 * 3600}, "device": "a slow computer"}
+
+    monkeypatch.setattr(api, "estimate", measured)
+
+    def trained(copy: Study, folder: Path, row: Row, settings: Settings, *_: object) -> None:
+        write_json(result_path(folder, row, settings.seed), {"scores": scores_of({"c": 0.5}), "seconds": 1.0})
+
+    monkeypatch.setattr(running, "_train", trained)
+    rows, long = ["sfr/ua_mt", "sfr/cps"], SETTINGS | {"iterations_retrain": 6000}
+    with pytest.raises(InputError, match="take more than 17 hours on a slow computer") as caught:
+        api.compare(study, rows, **long)
+    assert caught.value.code == "long_run" and not list(study.root.glob("comparisons/*"))
+    api.compare(study, rows, seeds=2, **long)
+    words = [
+        "compare",
+        str(study.root),
+        "--ssl",
+        ",".join(rows),
+        "--iterations-retrain",
+        "6000",
+        "--name",
+        "more",
+    ]
+    words += [
+        "--iterations-finetune",
+        "1",
+        "--input",
+        "small",
+        "--tuning",
+        "decoder",
+        "--method-option",
+        "ramp=1,2,3",
+    ]
+    assert CliRunner().invoke(app, words).exit_code != 0
+    assert CliRunner().invoke(app, [*words, "--yes"]).exit_code == 0
+    kept = json.loads((study.root / "comparisons/more/comparison.json").read_text())["settings"]
+    assert (kept["input"], kept["tuning"], kept["method_options"]) == (
+        "small",
+        "decoder",
+        {"ramp": [1, 2, 3]},
+    )
 
 
 def scores_of(dice: dict[str, float]) -> dict[str, Any]:

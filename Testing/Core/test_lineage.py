@@ -407,6 +407,24 @@ def test_a_foundation_of_other_settings_is_not_mixed_with_these(study: Study) ->
     assert done["stages"]["pseudolabel"]["cases"] == 2
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"recipe": "sfr_plus", "pseudo_labels": "online"}, "sfr_plus makes no use of --pseudo-labels"),
+        ({"recipe": "baseline", "pseudo_weight": 0.5}, "baseline makes no use of --pseudo-weight"),
+        (
+            {"recipe": "aslseg", "pseudo_weight": 2.0, "pseudo_labels": "online"},
+            "--pseudo-labels and --pseudo-w",
+        ),
+        ({"pseudo_weight": 0.0}, "sfr is about pseudo-labels, and their weight is 0"),
+    ],
+)
+def test_options_without_effect_are_refused(study: Study, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said) as caught:
+        run(study, **changes)
+    assert caught.value.hint and not list(study.models_dir.glob("*/*"))
+
+
 # The user's own file
 
 
