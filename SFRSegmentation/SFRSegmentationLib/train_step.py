@@ -224,7 +224,9 @@ class TrainStep(Step):
             label.text = words if words.endswith(".") or not words else words + "."
 
     def _start(self, command: str, **more: Any) -> None:
-        self.attempt(lambda: self.start(command, **more))
+        started = self.attempt(lambda: (self.start(command, **more), True))
+        if started is None and self.session.study is not None and not self.session.busy:
+            self.logic.runningJob()  # somebody else's, that it was refused for
 
     def start(self, command: str, **more: Any) -> None:
         """Start a job with the settings that are shown."""

@@ -4,10 +4,11 @@ real one.
 
 It is started as the worker's Python would be, ``fake_worker.py -m SFRCore COMMAND STUDY ...``;
 $FAKE_WORKER says how it behaves: "steady" obeys, "stubborn" ignores every request and has a child, "dies"
-is killed by the system, "fails" ends with an error, "long" would take days, "flood" says very much,
-"quick" finishes.
+is killed by the system, "fails" ends with an error, "full" finds no room on the disk, "long" would take days,
+"flood" says very much, "quick" finishes.
 """
 
+import errno
 import os
 import signal
 import subprocess
@@ -41,12 +42,14 @@ def main():
                     signal.signal(number, signal.SIG_IGN)
                 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
                 (worker.run_dir / "child").write_text(str(child.pid))
-            for step in range(5 if mode in ("quick", "fails", "long", "flood") else 10_000):
+            for step in range(5 if mode in ("quick", "fails", "full", "long", "flood") else 10_000):
                 worker.events.emit("progress", step=step + 1, total=10_000, loss=1.0 / (step + 1), eta_s=90.0)
                 if mode == "dies" and step == 3:
                     with open(worker.folder.events_file, "ab") as stream:
                         stream.write(b'{"time": 1, "event": "progr')
                     os.kill(os.getpid(), signal.SIGKILL)
+                if mode == "full" and step == 3:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "weights.safetensors")
                 if mode == "fails" and step == 3:
                     raise InputError("case_02 cannot be read.", hint="Look at the file.")
                 time.sleep(0.05)
@@ -57,7 +60,7 @@ def main():
             worker.events.emit("finished_stage")
     except Cancelled:
         return 3
-    except SFRError:
+    except (SFRError, OSError):
         return 2
     return 0
 

@@ -166,6 +166,16 @@ def test_job_that_fails_says_why(step, pretend):
     assert "failed" in step.section.text
 
 
+def test_job_without_disk_space_says_so(step, pretend):
+    pretend("full")
+    step.ui.runButton.click()
+    turn(step, ended(step))
+    assert step.session.job.state == "failed"
+    told = step.panel.ui.errorLabel.text
+    assert "disk" in told and "full" in told and "Free" in told
+    assert step.ui.continueButton.enabled
+
+
 @pytest.mark.parametrize("answer", [True, False])
 def test_very_long_run_is_asked_about(step, pretend, answer):
     pretend("long")
@@ -229,6 +239,23 @@ def test_panel_finds_the_job_of_a_closed_slicer(step, pretend):
     step.ui.stopButton.click()
     turn(step, ended(step))
     assert step.session.job.state == "cancelled"
+
+
+def test_two_slicers_run_one_study(step, pretend):
+    """Another one starts a job after this one has opened the study: Run is refused here, and follows it."""
+    root = step.session.study.root
+    other = slicer.util.getModuleLogic("SFRSegmentation").__class__()
+    other.openStudy(root)
+    job = other.start("run", foundation="tiny16")
+    assert step.ui.runButton.enabled and not step.session.busy
+    step.ui.runButton.click()
+    assert "running job" in step.panel.ui.errorLabel.text
+    assert step.session.busy and step.session.job.run == job.run and not step.ui.runButton.enabled
+    step.ui.stopButton.click()
+    turn(step, ended(step))
+    turn(step, lambda: not job.running)
+    assert job.state == step.session.job.state == "cancelled"
+    other.closeStudy()
 
 
 def test_reload_follows_the_same_job(widget, step):
