@@ -48,6 +48,7 @@ class BCP(Method):
         for option in ("box", "pretraining"):
             if not 0 < self.options[option] < 1:
                 raise InputError(f"The method {self.name} needs {option} between 0 and 1.")
+        self.check_shares("ema_decay")
         if min(self.context.patch) * self.options["box"] < 1:
             raise InputError(f"The method {self.name} cannot paste a box of less than one voxel.")
 

@@ -8,12 +8,11 @@ from itertools import permutations
 import torch
 from torch import Tensor, nn
 
-from SFRCore.errors import InputError
-from SFRCore.ssl.contract import Batch, Method, MethodContext, Progress, Step
+from SFRCore.ssl.consistency import ConsistencyMethod
+from SFRCore.ssl.contract import Batch, MethodContext, Progress, Step
 from SFRCore.ssl.decoders import interpolate, keep_decoder
 from SFRCore.ssl.dependence import Dependence
 from SFRCore.ssl.losses import consistency_mse, cross_entropy, dice_loss
-from SFRCore.ssl.schedules import Ramp
 from SFRCore.ssl.tracing import decoder_names
 from SFRCore.students.student import Student
 
@@ -23,7 +22,7 @@ PERIOD = 60
 CROSS_AFTER, CROSS_WEIGHT = 400, 0.3
 
 
-class CauSSL(Method):
+class CauSSL(ConsistencyMethod):
     """L = sum_i [(CE + Dice)/2 of the labeled crops + 3 dependence_i] + lambda(k) * disagreement.
 
     ``variant="mc"``: one encoder, three decoders; the second and third go up by a 1 x 1 x 1 convolution and
@@ -46,14 +45,11 @@ class CauSSL(Method):
     description = "CauSSL: decoders that agree, with kernels kept independent of each other"
     source = "Miao et al., ICCV 2023; CauSSL train_CT_MCCauSSL.py, train_CT_CPSCauSSL.py"
     keeps = frozenset({"consistency", "ramp"})
-    defaults = {"variant": "mc", "consistency": 0.1, "ramp": (40, 150, REFERENCE), "independence": 3.0}
+    defaults = {"variant": "mc", "ramp": (40, 150, REFERENCE), "independence": 3.0}
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)
         self.check_choice("variant", ("mc", "cps"))
-        self.ramp = Ramp(self.options["consistency"], *self.options["ramp"])
-        self.student = self.new_student("student")
-        self.student.check_patch(context.patch)
         self.cross = self.options["variant"] == "cps"
         self.start = 500 if self.cross else 40
         if self.cross:
@@ -77,11 +73,6 @@ class CauSSL(Method):
             lambda: nn.ModuleList(Dependence(rows, [count * row for row in rows]) for _ in range(count + 1)),
         )
 
-    def check(self) -> None:
-        super().check()
-        if min(self.options["ramp"][1:]) <= 0:
-            raise InputError(f"The method {self.name} needs the last two numbers of ramp above 0.")
-
     def step(self, batch: Batch, progress: Progress) -> Step:
         labeled = len(batch.labels)
         reached, before = (REFERENCE * k // progress.total for k in (progress.step, progress.step - 1))
@@ -98,18 +89,16 @@ class CauSSL(Method):
         if reached >= first:
             found = [measure(*group) for measure, group in zip(self.dependences, groups, strict=True)]
             dependence = torch.stack(found).sum()
-        weight = self.ramp(progress.step_in_phase, progress.phase_total)
-        return Step(
-            loss=supervised + weight * disagreement + self.options["independence"] * dependence,
-            parts={
-                "supervised": supervised.detach(),
-                "consistency": disagreement.detach(),
-                "dependence": dependence.detach(),
-                "consistency_weight": supervised.new_tensor(weight),
-            },
-            unlabeled_logits=[one[labeled:] for one in logits],
-            pseudo_average=True,
+        step = self.combine(
+            supervised,
+            disagreement,
+            progress,
+            [one[labeled:] for one in logits],
+            dependence=dependence,
         )
+        step.loss = step.loss + self.options["independence"] * dependence
+        step.pseudo_average = True
+        return step
 
     def _decoder(self, mode: str) -> Student:
         return keep_decoder(interpolate(self.context.make_student(), mode), self.context.patch)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from torch import Tensor
 
 from SFRCore.errors import InputError
@@ -18,11 +21,13 @@ class ConsistencyMethod(Method):
     """
 
     defaults = {"consistency": 0.1, "ramp": (40, 150, 6000)}
+    student_options: ClassVar[Mapping[str, Any]] = {}
+    """What its student is built with, where that is not as the user chose."""
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)
         self.ramp = Ramp(self.options["consistency"], *self.options["ramp"])
-        self.student = self.new_student("student")
+        self.student = self.new_student("student", **self.student_options)
         self.student.check_patch(context.patch)
 
     def check(self) -> None:
@@ -46,9 +51,10 @@ class ConsistencyMethod(Method):
         consistency: Tensor,
         progress: Progress,
         unlabeled_logits: list[Tensor],
+        /,
         **parts: Tensor,
     ) -> Step:
-        """The step of this sum; ``parts`` are further scalars for the log."""
+        """The step of this sum; ``parts`` are further scalars for the log, or in place of the two."""
         weight = self.ramp(progress.step_in_phase, progress.phase_total)
         shown = {"supervised": supervised, "consistency": consistency, **parts}
         return Step(
@@ -70,8 +76,7 @@ class TaughtMethod(ConsistencyMethod):
 
     def check(self) -> None:
         super().check()
-        if not 0 <= self.options["ema_decay"] <= 1:
-            raise InputError(f"The method {self.name} needs ema_decay between 0 and 1.")
+        self.check_shares("ema_decay")
 
     def after_step(self, progress: Progress) -> None:
         update_ema(self.teacher, self.student, progress.step_in_phase, self.options["ema_decay"])

@@ -241,6 +241,12 @@ class Method(nn.Module, ABC):
                 hint=f"Choose one of: {', '.join(map(str, choices))}.",
             )
 
+    def check_shares(self, *options: str) -> None:
+        """Raise InputError unless each of these options lies between 0 and 1."""
+        for option in options:
+            if not 0 <= self.options[option] <= 1:
+                raise InputError(f"The method {self.name} needs {option} between 0 and 1.")
+
     def plan(self, total: int) -> list[Phase]:
         """The phases of a training of ``total`` iterations."""
         return [self.phase("training")]

@@ -8,16 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from SFRCore.errors import InputError
-from SFRCore.ssl.contract import Batch, Method, MethodContext, Progress, Step
-from SFRCore.ssl.ema import make_teacher, perturb, update_ema
+from SFRCore.ssl.consistency import TaughtMethod
+from SFRCore.ssl.contract import Batch, Progress, Step
+from SFRCore.ssl.ema import perturb
 from SFRCore.ssl.losses import consistency_mse, cross_entropy, segmentation_loss
-from SFRCore.ssl.schedules import Ramp
 
 SHARPNESS = 20.0
 
 
-class CPCL(Method):
+class CPCL(TaughtMethod):
     """L = (CE + Dice)/2 of the labeled crops + lambda(k) (forward + stability) + 10 lambda(k) backward.
 
     Prototypes of a crop are, for every class, the mean of features over its voxels of that class, weighted
@@ -39,18 +38,7 @@ class CPCL(Method):
     description = "CPCL: prototypes of labeled crops label unlabeled ones, and the other way round"
     source = "Xu et al., IEEE JBHI 2022; CPCL train_CPCL_general_3D.py"
     keeps = frozenset({"consistency", "ramp"})
-    defaults = {"consistency": 0.1, "ramp": (40, 150, 10000), "backward": 10.0, "ema_decay": 0.99}
-
-    def __init__(self, context: MethodContext) -> None:
-        super().__init__(context)
-        self.ramp = Ramp(self.options["consistency"], *self.options["ramp"])
-        self.student = self.new_student("student")
-        self.teacher = make_teacher(self.student)
-
-    def check(self) -> None:
-        super().check()
-        if min(self.options["ramp"][1:]) <= 0:
-            raise InputError(f"The method {self.name} needs the last two numbers of ramp above 0.")
+    defaults = {"ramp": (40, 150, 10000), "backward": 10.0}
 
     def step(self, batch: Batch, progress: Progress) -> Step:
         labeled = len(batch.labels)
@@ -72,21 +60,15 @@ class CPCL(Method):
             forward, backward = _both_ways(own, other, confidence, taught, batch)
         stability = consistency_mse(logits, noisy, valid)
         supervised = segmentation_loss(logits[:labeled], batch.labels, batch.labeled_valid, 1e-5)
-        weight = self.ramp(progress.step_in_phase, progress.phase_total)
-        return Step(
-            loss=supervised + weight * (forward + stability + self.options["backward"] * backward),
-            parts={
-                "supervised": supervised.detach(),
-                "forward": forward.detach(),
-                "backward": backward.detach(),
-                "stability": stability.detach(),
-                "consistency_weight": supervised.new_tensor(weight),
-            },
-            unlabeled_logits=[logits[labeled:]],
+        return self.combine(
+            supervised,
+            forward + stability + self.options["backward"] * backward,
+            progress,
+            [logits[labeled:]],
+            forward=forward,
+            backward=backward,
+            stability=stability,
         )
-
-    def after_step(self, progress: Progress) -> None:
-        update_ema(self.teacher, self.student, progress.step_in_phase, self.options["ema_decay"])
 
 
 def _middle(decoded: Sequence[Tensor]) -> Tensor:

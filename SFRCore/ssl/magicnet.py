@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from SFRCore.errors import InputError
-from SFRCore.ssl.contract import Batch, Method, MethodContext, Progress, Step
+from SFRCore.ssl.consistency import TaughtMethod
+from SFRCore.ssl.contract import Batch, MethodContext, Progress, Step
 from SFRCore.ssl.cubes import assemble, exchange, grid_of, partition, random_order
-from SFRCore.ssl.ema import make_teacher, perturb, update_ema
+from SFRCore.ssl.ema import perturb
 from SFRCore.ssl.losses import cross_entropy, dice_loss
-from SFRCore.ssl.schedules import Ramp
 from SFRCore.ssl.tracing import feature_shapes
 
 LOCATION_WIDTH = 4096
@@ -21,7 +21,7 @@ WINDOW = 20
 """Steps after which the frequencies of classes are counted anew."""
 
 
-class MagicNet(Method):
+class MagicNet(TaughtMethod):
     """L = [CE + Dice(plain) + Dice(recovered) + Dice(within)]/4 + CE(location)/10 + w Dice(recovered).
 
     The bracket is over labeled crops, the last term, with w = lambda(k), over unlabeled ones. *Recovered*: at
@@ -48,22 +48,17 @@ class MagicNet(Method):
     source = "Chen et al., CVPR 2023; MagicNet train_main_btcv.py, train_main_mact.py"
     defaults = {
         "cube": None,
-        "consistency": 0.1,
-        "ramp": (40, 150, 6000),
         "location": 0.1,
         "within_from": 0.0,
         "blend_after": Fraction(100, 70000),
         "temperature": 1.0,
-        "ema_decay": 0.99,
     }
+    student_options = {"norm": "instance", "dropout": False}
     counts: Tensor
     recent: Tensor
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)
-        self.ramp = Ramp(self.options["consistency"], *self.options["ramp"])
-        self.student = self.new_student("student", norm="instance", dropout=False)
-        self.teacher = make_teacher(self.student)
         cube = self._cube()
         self.grid = grid_of(context.patch, cube)
         width = math.prod(feature_shapes(self.student, cube)[0][-1])
@@ -73,11 +68,7 @@ class MagicNet(Method):
 
     def check(self) -> None:
         super().check()
-        if min(self.options["ramp"][1:]) <= 0:
-            raise InputError(f"The method {self.name} needs the last two numbers of ramp above 0.")
-        for option in ("within_from", "blend_after"):
-            if not 0 <= self.options[option] <= 1:
-                raise InputError(f"The method {self.name} needs {option} between 0 and 1.")
+        self.check_shares("within_from", "blend_after")
         if self.options["temperature"] <= 0:
             raise InputError(f"The method {self.name} needs temperature above 0.")
 
@@ -89,7 +80,6 @@ class MagicNet(Method):
                 f"MagicNet cannot use cube={wanted}.", hint="Give three numbers, such as 32,32,32."
             )
         cube = tuple(wanted or (32 if side % 32 == 0 else 16 for side in patch))
-        self.student.check_patch(patch)
         self.student.check_patch(cube)
         shown, edges = ("x".join(map(str, lengths)) for lengths in (patch, cube))
         if any(side % edge for side, edge in zip(patch, cube, strict=True)) or tuple(patch) == tuple(cube):
@@ -121,20 +111,14 @@ class MagicNet(Method):
         consistency = _dice(unmixed[labeled:], labels, batch.unlabeled_valid)
 
         supervised = torch.stack(terms).mean()
-        weight = self.ramp(progress.step_in_phase, progress.phase_total)
-        return Step(
-            loss=supervised + self.options["location"] * location + weight * consistency,
-            parts={
-                "supervised": supervised.detach(),
-                "location": location.detach(),
-                "consistency": consistency.detach(),
-                "consistency_weight": consistency.new_tensor(weight),
-            },
-            unlabeled_logits=[logits[labeled:]],
+        return self.combine(
+            supervised + self.options["location"] * location,
+            consistency,
+            progress,
+            [logits[labeled:]],
+            supervised=supervised,
+            location=location,
         )
-
-    def after_step(self, progress: Progress) -> None:
-        update_ema(self.teacher, self.student, progress.step_in_phase, self.options["ema_decay"])
 
     def _recovered(self, images: Tensor) -> Tensor:
         """Logits of crops whose cubes were exchanged for the network and put back before its head."""

@@ -7,15 +7,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from SFRCore.errors import InputError
-from SFRCore.ssl.contract import Batch, Method, MethodContext, Progress, Step
+from SFRCore.ssl.consistency import ConsistencyMethod
+from SFRCore.ssl.contract import Batch, MethodContext, Progress, Step
 from SFRCore.ssl.ema import perturb
 from SFRCore.ssl.losses import cross_entropy, dice_loss, entropy, valid_mean
-from SFRCore.ssl.schedules import Ramp
 
 NOISE, LIMIT = 0.1, 0.05
 
 
-class SLCNet(Method):
+class SLCNet(ConsistencyMethod):
     """L = sum over two networks of (CE + block Dice)/2 of the labeled crops + lambda(k) * CE of each other.
 
     The second network sees the image with noise (0.1, clipped at 0.05) and the probabilities of the first,
@@ -32,25 +32,20 @@ class SLCNet(Method):
     name = "slc_net"
     description = "SLC-Net: two networks in a row that teach each other, with Dice over blocks"
     source = "Liu et al., MICCAI 2022; SLC-Net train_CLB.py"
-    defaults = {"consistency": 0.1, "ramp": (40, 150, 6000), "blocks": 4, "passes": 8}
+    defaults = {"blocks": 4, "passes": 8}
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)
-        self.ramp = Ramp(self.options["consistency"], *self.options["ramp"])
-        self.student = self.new_student("student")
         self.second = self.new_student("second", in_channels=context.in_channels + context.classes)
 
     def check(self) -> None:
         super().check()
-        if min(self.options["ramp"][1:]) <= 0:
-            raise InputError(f"The method {self.name} needs the last two numbers of ramp above 0.")
         if not 1 <= self.options["blocks"] <= min(self.context.patch[:2]):
             raise InputError(
                 f"The method {self.name} cannot cut slices into {self.options['blocks']} blocks a side.",
                 hint=f"Choose from 1 to {min(self.context.patch[:2])} blocks.",
             )
-        if self.options["passes"] < 2 or self.options["passes"] % 2:
-            raise InputError(f"The method {self.name} needs an even number of passes.")
+        self.check_pairs_of_passes()
 
     def step(self, batch: Batch, progress: Progress) -> Step:
         labeled = len(batch.labels)
@@ -63,16 +58,12 @@ class SLCNet(Method):
         valid = batch.unlabeled_valid
         crossed = cross_entropy(first[labeled:], second[labeled:].argmax(1), valid)
         weighted = _weighted_entropy(second[labeled:], first[labeled:].argmax(1), certainty, valid)
-        weight = self.ramp(progress.step_in_phase, progress.phase_total)
-        return Step(
-            loss=supervised + weight * (crossed + weighted),
-            parts={
-                "supervised": supervised.detach(),
-                "consistency": (crossed + weighted).detach(),
-                "certainty": certainty[valid].mean(),
-                "consistency_weight": supervised.new_tensor(weight),
-            },
-            unlabeled_logits=[first[labeled:], second[labeled:]],
+        return self.combine(
+            supervised,
+            crossed + weighted,
+            progress,
+            [first[labeled:], second[labeled:]],
+            certainty=certainty[valid].mean(),
         )
 
     @torch.no_grad()

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from SFRCore.errors import InputError
-from SFRCore.ssl.contract import Batch, Method, MethodContext, Progress, Step
+from SFRCore.ssl.consistency import ConsistencyMethod
+from SFRCore.ssl.contract import Batch, MethodContext, Progress, Step
 from SFRCore.ssl.losses import dice_loss
-from SFRCore.ssl.schedules import Ramp
 from SFRCore.ssl.separation import ClassSeparation
 from SFRCore.ssl.tracing import feature_shapes
 from SFRCore.students.student import statistics_untouched
@@ -16,7 +15,7 @@ from SFRCore.students.student import statistics_untouched
 PROBE = 10.0
 
 
-class SSNet(Method):
+class SSNet(ConsistencyMethod):
     """L = Dice of the labeled crops + lambda(k) [smoothness + 0.1 (separation labeled + unlabeled)].
 
     Dice over foreground classes, without squares, epsilon 1e-8. *Smoothness*, of all crops: the Dice loss,
@@ -38,16 +37,8 @@ class SSNet(Method):
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)
-        self.ramp = Ramp(self.options["consistency"], *self.options["ramp"])
-        self.student = self.new_student("student")
-        self.student.check_patch(context.patch)
         channels = feature_shapes(self.student, context.patch)[1][-1][0]
         self.separation = self.seeded("separation", lambda: ClassSeparation(channels, context.classes))
-
-    def check(self) -> None:
-        super().check()
-        if min(self.options["ramp"][1:]) <= 0:
-            raise InputError(f"The method {self.name} needs the last two numbers of ramp above 0.")
 
     def step(self, batch: Batch, progress: Progress) -> Step:
         labeled = len(batch.labels)
@@ -65,16 +56,13 @@ class SSNet(Method):
             foreground_only=True,
         )
         smoothness = self._smoothness(images, valid)
-        weight = self.ramp(progress.step_in_phase, progress.phase_total)
-        return Step(
-            loss=supervised + weight * (smoothness + self.options["separation"] * separation),
-            parts={
-                "supervised": supervised.detach(),
-                "smoothness": smoothness.detach(),
-                "separation": separation.detach(),
-                "consistency_weight": supervised.new_tensor(weight),
-            },
-            unlabeled_logits=[logits[labeled:]],
+        return self.combine(
+            supervised,
+            smoothness + self.options["separation"] * separation,
+            progress,
+            [logits[labeled:]],
+            smoothness=smoothness,
+            separation=separation,
         )
 
     def _separation(self, features: Tensor, predicted: Tensor, batch: Batch) -> Tensor:

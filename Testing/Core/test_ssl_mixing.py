@@ -198,12 +198,31 @@ def test_slc_net_has_the_loss_of_its_formula() -> None:
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"blocks": 17}, "into 17 blocks"), ({"blocks": 0}, "into 0 blocks"), ({"passes": 3}, "even number"),
+    [({"blocks": 17}, "into 17 blocks"), ({"blocks": 0}, "into 0 blocks"), ({"passes": 3}, "passes=3"),
      ({"ramp": (40, 0, 10)}, "ramp above 0")],
 )  # fmt: skip
 def test_slc_net_refuses_what_it_cannot_do(options: Any, said: str) -> None:
     with pytest.raises(InputError, match=said):
         method("slc_net", **options)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("ema_decay", -3.0, "between 0 and 1"),
+        ("consistency", -1.0, "below 0"),
+        ("ramp", (40, 0, 10), "above 0"),
+    ],
+)
+def test_every_method_refuses_a_teacher_and_a_weight_that_cannot_be(
+    option: str, value: Any, said: str
+) -> None:
+    having = {name for name, kind in available_methods().items() if option in kind.known_options()}
+    assert having >= {"mean_teacher", "magicnet", "cpcl"}
+    for name in having:
+        needed = {"cube": (8, 8, 8)} if name == "magicnet" else {}
+        with pytest.raises(InputError, match=said):
+            method(name, **{option: value}, **needed)
 
 
 SETTINGS: dict[str, Any] = {
@@ -257,4 +276,6 @@ def trained_really(study: Study, recipe: str, name: str, settings: dict[str, Any
     told = json.loads((study.models_dir / f"{recipe}-{name}" / "student.json").read_text())
     kind = get_method(name)
     for option in kind.keeps:
-        assert told["made_by"]["method_options"][option] == str(kind.defaults[option]), "not the preset's"
+        assert told["made_by"]["method_options"][option] == str(kind.known_options()[option]), (
+            "not the preset's"
+        )
