@@ -40,6 +40,8 @@ class Decisions:
         """Take a label drawn or corrected by a person; warns of an empty one."""
         if origin == "corrected":
             self.study.accept_corrected(id, path)
+            if self.study.draft(id) is not None:
+                self.display.warn(f"Case {id} has a draft of other corrections, which stays as it is.")
         else:
             self.study.accept_label(id, path, origin)
         self._say(f"{id}: {path} is its label now")

@@ -75,9 +75,12 @@ class Review(Labels, Results):
     def accept_corrected(self, id: str, label: Path | str | sitk.Image | None = None) -> Path:
         """Make `label`, by default the draft, a label of origin corrected; the draft is then discarded.
 
+        Where `label` is a file of its own the draft stays: it may hold other edits.
+
         Raises `InputError` where neither is there, or as `accept_label` does; the draft then stays.
         """
         draft = self.draft(id)
+        own = isinstance(label, str | Path) and (draft is None or not _same(Path(label), draft))
         before = file_stamp(draft) if draft is not None else None
         source = draft if label is None else label
         if source is None:
@@ -85,7 +88,9 @@ class Review(Labels, Results):
                 f"Case {id} has no corrections to accept.", hint="Correct its segmentation first."
             )
         accepted = self.accept_label(id, source, "corrected")
-        if draft is not None and file_stamp(draft) == before:  # else edited meanwhile: not yet accepted
+        if (
+            draft is not None and not own and file_stamp(draft) == before
+        ):  # else edited meanwhile: not yet accepted
             self.discard_draft(id)
         return accepted
 
@@ -130,3 +135,7 @@ class Review(Labels, Results):
 
     def _draft_path(self, id: str) -> Path:
         return self._inside(f"drafts/{self.case(id).id}/draft.nrrd")
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.expanduser().resolve() == other.resolve()

@@ -414,6 +414,14 @@ def test_corrections_are_drafts_until_accepted(study: Study):
     assert study.draft("a") is None
 
 
+def test_a_corrected_file_leaves_the_draft_of_somebody_else(study: Study, tmp_path: Path):
+    draft = study.save_draft("a", make_label(3))
+    sitk.WriteImage(make_label(4), str(tmp_path / "mine.nrrd"))
+    assert same(study.accept_corrected("a", tmp_path / "mine.nrrd"), make_label(4))
+    assert same(study.draft("a"), make_label(3))
+    assert same(study.accept_corrected("a", str(draft)), make_label(3)) and study.draft("a") is None
+
+
 def test_draft_outlives_an_acceptance_that_failed(study: Study, monkeypatch: pytest.MonkeyPatch):
     half_done = make_label(1) + 100
     study.save_draft("a", half_done)
