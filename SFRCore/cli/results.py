@@ -65,7 +65,7 @@ def evaluate(
             millimetres=millimetres,
             recipe=recipe,
             ssl=ssl,
-            on_problem=lambda case, error: display.warn(_left_out(case, error)),
+            on_problem=lambda case, error: display.warn(_left_out(case, error), hint=error.hint),
         )
     if json:
         print_json(scores)

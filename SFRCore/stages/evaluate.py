@@ -69,7 +69,7 @@ def evaluate(
                 on_problem(case.id, InputError(f"It has no {noun} yet{other}.", code="no_result"))
             continue
         try:
-            _refuse_learned(case, result)
+            _refuse_learned(study, case, result)
             scores = _score(study, case, result, mode, millimetres)
         except SFRError as error:
             problems += 1
@@ -149,13 +149,17 @@ def _words(recipe: str | None, ssl: str | None) -> list[str]:
     return [word for flag, value in given.items() if value is not None for word in (flag, value)]
 
 
-def _refuse_learned(case: Case, result: CaseResult) -> None:
+def _refuse_learned(study: Study, case: Case, result: CaseResult) -> None:
     """Raise InputError where the result is by a model that has learned from the label of the case."""
     if result.made_by.get("seen"):
+        role = command_line("sfr", "review", study.root, "--role", f"test={case.id}")
         raise InputError(
             f"Case {case.id} is not scored: the model behind its {result.kind.replace('_', '-')} has learned "
             "from its label.",
-            hint="Run the study again: it trains anew without the label.",
+            hint="Run the study again: it trains anew without the label."
+            if case.role == "test"
+            else f"Only labels of test cases are forgotten: make it a test case first ({role}), then run the "
+            "study again.",
             code="seen",
         )
 
