@@ -28,7 +28,7 @@ from .inference import (
     student_windows,
     summary,
 )
-from .lineage import Lineage, image_hash, is_current, recipe_options
+from .lineage import Lineage, image_hash, is_current, recipe_options, seen_by
 from .prompts import ask_about
 from .rounds import Selection, refinement_identity, save_selection, saved_selection
 
@@ -59,6 +59,8 @@ def refine(context: StageContext, number: int, student: Lineage, *, needed: Call
         context.emit("skipped", message=f"The pseudo-labels of round {number} are chosen already.")
         return known, {"skipped": True, "reliable": len(known.cases)}
     waiting, mine = context.share([case for case in cases if case.id not in current])
+    made_by = (student.existing, prompted_lineage(context).existing, adaptation_lineage(context).existing)
+    seen = frozenset[str]().union(*(seen_by(existing or {}) for existing in made_by))
     models = _Models(context, student) if mine else None
     context.emit("started", total=len(waiting))
     done = 0
@@ -72,7 +74,7 @@ def refine(context: StageContext, number: int, student: Lineage, *, needed: Call
                 found, context.plan.preprocessing.values, volume.frame, volume.frame.native_spacing
             )
             numbers["made_by"] = {"model": identity, "stage": STAGE, "round": number}
-            numbers["made_by"]["image"] = image_hash(case)
+            numbers["made_by"] |= {"seen": case.id in seen, "image": image_hash(case)}
             numbers |= judged
             label, confidence = as_images(found, context.plan.preprocessing.values, volume.frame)
             study.write_result(case.id, KIND, label, confidence, numbers)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from SFRCore import api
-from SFRCore.errors import Cancelled, InputError
+from SFRCore.errors import Cancelled, InputError, SFRError
 from SFRCore.foundation.checkpoints import build_foundation, save_foundation_checkpoint
 from SFRCore.foundation.prompting import PromptedSAM, Prompts, build_prompted, load_prompted
 from SFRCore.foundation.spec import SPECS
@@ -384,6 +384,19 @@ def test_a_new_label_goes_on_from_every_model(study: Study) -> None:
     for stage in ("retrain", "prompt", "adapt", "retrain 1"):
         assert done[stage]["iterations"] == shortened(3), stage
     assert done["refine 1"]["cases"] == 1
+
+
+def test_a_pseudo_label_of_what_was_learned_from_is_not_scored(study: Study) -> None:
+    options = {"rounds": 1, "corruptions": 1}
+    short = {"iterations_finetune": 1, "iterations_retrain": 1}
+    run(study, options=options, **short)
+    study.set_reference("case_02", study.label_path("case_02"))
+    study.set_role(["case_02"], "unlabeled")
+    run(study, options=options, **short)
+    told: dict[str, SFRError] = {}
+    scores = api.evaluate(study, kind="pseudo_label", cases="unlabeled", on_problem=told.__setitem__)
+    assert set(scores["cases"]) == {"case_03", "case_04"} and told["case_02"].code == "seen"
+    assert "a test case first" in told["case_02"].hint
 
 
 def test_more_or_fewer_rounds_keep_those_that_are_done(study: Study) -> None:
