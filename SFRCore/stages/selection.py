@@ -114,11 +114,12 @@ class SelectiveTrainer(Retrainer):
     def prepared(self, batch: Batch, progress: Progress) -> Batch:
         """The batch with SAM's pseudo-labels; once warm, its crops are judged and SAM's gradient computed.
 
-        SAM's step itself waits until the student's gradient is there as well, so that a step which ran out
-        of memory can be done again.
+        SAM rests in phases that learn from other pseudo-labels than its own. Its step waits until the
+        student's gradient is there as well, so that a step which ran out of memory can be done again.
         """
         batch = super().prepared(batch, progress)
-        if progress.step < self.options["warm_up"] * self.total or not len(batch.unlabeled_images):
+        asked = progress.phase.pseudo_labels == "foundation" and len(batch.unlabeled_images)
+        if not asked or progress.step < self.options["warm_up"] * self.total:
             return batch
         with torch.no_grad():
             confidence, labels = self._judged(batch)
@@ -131,11 +132,7 @@ class SelectiveTrainer(Retrainer):
 
     def guiding(self, batch: Batch, progress: Progress) -> Batch:
         """The batch without its confident crops, which SAM's pseudo-labels do not reach."""
-        if (
-            self.confident is None
-            or self.options["keep_confident"]
-            or progress.phase.pseudo_labels != "foundation"
-        ):
+        if self.confident is None or self.options["keep_confident"]:
             return batch
         uncertain = ~self.confident[:, None, None, None]
         return replace(batch, unlabeled_valid=batch.unlabeled_valid & uncertain)

@@ -240,6 +240,14 @@ def test_cut_off_and_continued_is_bit_identical(
     assert not list(cut.runs_dir.glob("*/checkpoints/*.pt"))
 
 
+def test_sam_is_not_tuned_in_rounds_that_do_not_ask_it(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "EVENT_SECONDS", 0.0)
+    _, events = run(study, options={"threshold": 0.0, "warm_up": 0.0}, ssl="self_training")
+    steps = [event for event in events if event["event"] == "progress" and event["stage"] == "selective"]
+    tuned = {event["step"] for event in steps if "foundation_loss" in event}
+    assert tuned == {1, 2}, "three rounds of two steps; the later two learn from the student before"
+
+
 def test_what_is_done_is_skipped_and_new_labels_continue_it(study: Study) -> None:
     run(study)
     assert all(stage["skipped"] for stage in run(study)[0].values())
