@@ -28,7 +28,7 @@ from SFRCore.study import Study
 
 Listener = Callable[[dict[str, Any]], None]
 STAGE = "compare"
-SHARED_STAGES = {"finetune", "pseudolabel"}
+SHARED_STAGES = frozenset({"finetune", "pseudolabel", "prompt", "adapt"})
 """Stages whose result the rows of one seed have in common."""
 
 
@@ -107,7 +107,7 @@ def compare(
             tell({"event": "progress", "step": number + 1, "total": len(wanted), "doing": row.title, **eta})
             write_tables(folder, _table(folder, rows, wanted, first, scored), rows, _seeds(wanted))
         table = _table(folder, rows, wanted, first, scored)
-    if len(failed) == len(rows):
+    if failed and not any(line["seeds"] for line in table.lines):
         raise InputError(f"No row could be trained: {next(iter(failed.values()))}")
     return table.to_dict() | {"folder": str(folder), "failed": failed}
 
@@ -147,18 +147,35 @@ def _train(
     copy: Study, folder: Path, row: Row, settings: Settings, cases: str, mode: str, listener: Listener
 ) -> None:
     from SFRCore import api
+    from SFRCore.recipes import get_recipe
 
-    begin = time.perf_counter()
-    done = api.run(copy, on_event=listener, **vars(settings))
+    begin, shared = time.perf_counter(), SharedTime(get_recipe(row.recipe).stages, listener)
+    done = api.run(copy, on_event=shared, **vars(settings))
     scores = api.evaluate(copy, cases=cases, mode=mode, recipe=row.recipe, ssl=row.ssl)
     result = {
         "row": row.key,
         "seed": settings.seed,
         "scores": scores,
         "seconds": time.perf_counter() - begin,
+        "shared_seconds": shared.seconds,
         "stages": done["stages"],
     }
     write_json(result_path(folder, row, settings.seed), result)
+
+
+class SharedTime:
+    """Hands on what a run tells; ``seconds`` are those it spent in each shared stage of its recipe."""
+
+    def __init__(self, stages: Sequence[str], listener: Listener) -> None:
+        self.seconds = {stage: 0.0 for stage in stages if stage in SHARED_STAGES}
+        self._listener, self._begin = listener, dict[str, float]()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        stage = event.get("stage", "")
+        if stage in self.seconds:
+            begin = self._begin.setdefault(stage, time.perf_counter())
+            self.seconds[stage] = time.perf_counter() - begin
+        self._listener(event)
 
 
 def _table(

@@ -62,12 +62,23 @@ def tabulate(folder: Path, rows: Sequence[Row], seeds: Sequence[int], base: Row,
             line[measure] = float(known.mean()) if known.size else None
             line[f"{measure}_std"] = float(known.std(ddof=1)) if known.size > 1 else None
             line[f"{measure}_by_seed"] = values
-        line["minutes"] = (
-            float(np.mean([result["seconds"] for result in done.values()])) / 60 if done else None
-        )
+        line["minutes"] = _minutes(done, list(results.values()))
         line |= _difference(done, results[base]) if row != base else {}
         lines.append(line)
     return Comparison(folder.name, base.title, lines, scored)
+
+
+def _minutes(done: Mapping[int, Any], rows: Sequence[Mapping[int, Any]]) -> float | None:
+    """Of a training, with the stages that it shares with other rows of its seed, whichever row ran them."""
+    if not done:
+        return None
+    seconds = []
+    for seed, result in done.items():
+        own = result.get("shared_seconds", {})
+        others = [row[seed].get("shared_seconds", {}) for row in rows if seed in row]
+        shared = sum(max(other.get(stage, 0.0) for other in others) for stage in own)
+        seconds.append(result["seconds"] - sum(own.values()) + shared)
+    return float(np.mean(seconds)) / 60
 
 
 def write_tables(folder: Path, comparison: Comparison, rows: Sequence[Row], seeds: Sequence[int]) -> None:

@@ -263,6 +263,32 @@ def test_differences_are_paired_by_case(tmp_path: Path) -> None:
     assert f"{100 * differences.mean():+.2f}" in text and "| – |" in text
 
 
+def test_a_fine_tuning_counts_for_every_row_that_needs_it(tmp_path: Path) -> None:
+    rows = [Row("sfr", "ua_mt"), Row("sfr", "cps"), Row("baseline", "cps")]
+    shared: list[dict[str, float]] = [{"finetune": 120.0}, {"finetune": 0.0}, {}]
+    for row, seconds, own in zip(rows, (180.0, 60.0, 60.0), shared, strict=True):
+        result = {"scores": scores_of({"c": 0.5}), "seconds": seconds, "shared_seconds": own}
+        write_json(result_path(tmp_path, row, 1), result)
+    lines = tabulate(tmp_path, rows, [1], rows[0], "test cases").lines
+    assert [line["minutes"] for line in lines] == [3.0, 3.0, 1.0]
+    heard: list[dict[str, Any]] = []
+    timer = running.SharedTime(("finetune", "retrain"), heard.append)
+    for stage in ("finetune", "finetune", "retrain"):
+        timer({"event": "progress", "stage": stage})
+    assert list(timer.seconds) == ["finetune"] and timer.seconds["finetune"] > 0 and len(heard) == 3
+
+
+def test_a_row_that_fails_later_keeps_what_it_had(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(copy: Study, folder: Path, row: Row, settings: Settings, *_: object) -> None:
+        if settings.seed > 1:
+            raise InputError("The volume is gone.")
+        write_json(result_path(folder, row, settings.seed), {"scores": scores_of({"c": 0.5}), "seconds": 1.0})
+
+    monkeypatch.setattr(running, "_train", trained)
+    done = api.compare(study, ["baseline/ua_mt"], seeds=2, **SETTINGS)
+    assert done["failed"] == {"baseline-ua_mt": "The volume is gone."} and done["rows"][0]["seeds"] == [1]
+
+
 def test_the_command_prints_the_table(study: Study) -> None:
     words = [
         "compare",
