@@ -66,7 +66,7 @@ def choose_device(device: str = "auto", precision: str = "auto") -> Device:
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
-    from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs
+    from accelerate.utils import DistributedDataParallelKwargs
 
     kind = device.split(":")[0]
     if kind == "auto":
@@ -91,7 +91,7 @@ def choose_device(device: str = "auto", precision: str = "auto") -> Device:
         log_with=None,
         project_dir=None,
         step_scheduler_with_optimizer=False,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True), GradScalerKwargs()],
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     where = accelerator.device if world > 1 else torch.device(device if ":" in device else kind)
     if where.type == "cuda":

@@ -104,7 +104,7 @@ class SelectiveTrainer(Retrainer):
         numbers = super().step(k)
         if self.pending:
             self.tuner.optimisation.set_rate(self.options["foundation_rate"])
-            self.tuner.optimisation.optimizer.step()
+            self.tuner.optimisation.step()
             numbers["foundation_loss"] = self.foundation_loss
         if self.confident is not None and len(self.confident):
             numbers["confident_rate"] = float(self.confident.float().mean())

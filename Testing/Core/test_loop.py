@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,26 @@ def test_trainings_that_were_left_keep_two_checkpoints_in_all(tmp_path: Path) ->
         os.utime(left[-1].found()[0][1], (written, written))
     some_checkpoint(tmp_path, "tiny", "ddd", "d")
     assert [len(one.found()) for one in left] == [0, 1, 1]
+
+
+def test_two_trainings_in_half_precision_scale_their_gradients_each_for_itself() -> None:
+    half = replace(choose_device("cpu"), precision="fp16")
+    layers = [torch.nn.Linear(1, 1, bias=False) for _ in range(2)]
+    sam, student = (
+        Optimisation(half, layer, torch.optim.SGD(layer.parameters(), lr=0.5)) for layer in layers
+    )
+    before = [layer.weight.item() for layer in layers]
+    one = torch.ones(1, 1)
+    sam.gradient(layers[0](one).sum())
+    student.descend(layers[1](one).sum() * math.inf)
+    sam.step()
+    assert layers[1].weight.item() == before[1], "a step that overflowed is left out"
+    assert layers[0].weight.item() == pytest.approx(before[0] - 0.5)
+    scales = [optimisation.state()["scaler"]["scale"] for optimisation in (sam, student)]
+    assert scales[1] == scales[0] / 2
+    again = Optimisation(half, layers[1], torch.optim.SGD(layers[1].parameters(), lr=0.5))
+    again.restore(student.state())
+    assert again.state()["scaler"]["scale"] == scales[1]
 
 
 def test_items_are_made_ahead_and_in_order() -> None:
