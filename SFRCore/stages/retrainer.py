@@ -2,7 +2,7 @@
 
 Sources: SFR (IEEE TMI 2025), section III-B3, and the reference implementation's ``train_retraining.py``:
 loss of the method + pseudo-label loss, SGD with momentum 0.9 and weight decay 1e-4, the last iteration is
-kept.
+kept. Padding counts in no loss; with ``faithful`` it counts as background, as it does there.
 """
 
 from __future__ import annotations
@@ -227,11 +227,12 @@ class Retrainer:
         kind = "extra" if own else "label" if cached else "none"
 
         def make(k: int) -> Batch:
-            return make_batch(
+            batch = make_batch(
                 labeled.crops(k, phase.labeled, rank, processes),
                 unlabeled.crops(k, phase.unlabeled, rank, processes) if phase.unlabeled else [],
                 kind if phase.unlabeled else "none",
             )
+            return _padding_counted(batch) if settings.faithful else batch
 
         self.ahead = self.stack.enter_context(made_ahead(make))
 
@@ -272,6 +273,15 @@ class Retrainer:
     def _rounds_folder(self) -> Path:
         """Where this process keeps the label maps of a round of self-training."""
         return self.context.study.cache_dir / "rounds" / str(self.context.device.rank)
+
+
+def _padding_counted(batch: Batch) -> Batch:
+    """The batch with padding as background like any other, as the reference implementation sees it."""
+    return replace(
+        batch,
+        labeled_valid=torch.ones_like(batch.labeled_valid),
+        unlabeled_valid=torch.ones_like(batch.unlabeled_valid),
+    )
 
 
 def _channels_last(batch: Batch) -> Batch:

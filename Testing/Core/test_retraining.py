@@ -15,6 +15,8 @@ from SFRCore import api
 from SFRCore.errors import Cancelled
 from SFRCore.runtime import loop
 from SFRCore.runtime.files import write_json
+from SFRCore.ssl.contract import Batch, Progress, Step
+from SFRCore.ssl.mean_teacher import MeanTeacher
 from SFRCore.stages.companions import load_companions, save_companions, take_over
 from SFRCore.stages.retrainer import Retrainer
 from SFRCore.students import registry
@@ -132,3 +134,22 @@ def test_every_round_of_self_training_saves_memory_once_it_ran_out(
     assert retrain(study, "self_training", on_event=events.append)["iterations"] == 4
     told = [event["code"] for event in events if (event["event"], event["stage"]) == ("warning", "retrain")]
     assert told == ["memory"]
+
+
+@pytest.mark.parametrize("faithful", [False, True])
+def test_padding_counts_as_in_the_reference_if_it_is_asked_for(
+    study: Study, monkeypatch: pytest.MonkeyPatch, faithful: bool
+) -> None:
+    batches: list[Batch] = []
+    step = MeanTeacher.step
+
+    def watched(self: MeanTeacher, batch: Batch, progress: Progress) -> Step:
+        batches.append(batch)
+        return step(self, batch, progress)
+
+    monkeypatch.setattr(MeanTeacher, "step", watched)
+    retrain(study, "mean_teacher", faithful=faithful, iterations_retrain=1)
+    for valid in (batches[-1].labeled_valid, batches[-1].unlabeled_valid):
+        assert bool(valid[..., 0].any()) == faithful, "12 slices in a patch of 16"
+        assert valid[..., 8].all()
+    assert not batches[-1].labels[..., 0].any()
