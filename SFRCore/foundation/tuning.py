@@ -106,11 +106,6 @@ def merge(model: ClasswiseSAM) -> ClasswiseSAM:
     return plain.requires_grad_(False).eval()
 
 
-def trainable_names(model: nn.Module) -> list[str]:
-    """Names of the parameters that are trained."""
-    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-
-
 def has_adapters(model: ClasswiseSAM) -> bool:
     """Whether adapters of either kind are attached."""
     return has_low_rank(model) or has_bottlenecks(model)

@@ -84,7 +84,7 @@ class Batch:
     """Crops of labeled cases and of unlabeled ones; a side without crops has tensors of length 0.
 
     Images (B, 1, X, Y, Z) float32; labels and pseudo-labels (B, X, Y, Z) int64 class indices; valid
-    (B, X, Y, Z) bool, False where the crop was padded; ids tell each crop's case and place.
+    (B, X, Y, Z) bool, False where the crop was padded.
     """
 
     labeled_images: Tensor
@@ -93,8 +93,6 @@ class Batch:
     unlabeled_images: Tensor
     unlabeled_valid: Tensor
     pseudo_labels: Tensor | None = None
-    labeled_ids: tuple[str, ...] = ()
-    unlabeled_ids: tuple[str, ...] = ()
 
     @property
     def images(self) -> Tensor:

@@ -44,8 +44,8 @@ class CropSource:
         order = np.random.default_rng([self.seed, self.stream, 0, epoch]).permutation(len(ids))
         return ids[order[position]]
 
-    def crop(self, index: int) -> tuple[str, Crop]:
-        """Crop number ``index`` of the stream, with the identity of its case and place."""
+    def crop(self, index: int) -> Crop:
+        """Crop number ``index`` of the stream."""
         case_id = self.case_at(index)
         rng = self.rng(index)
         volume = self.volumes[case_id]
@@ -53,43 +53,37 @@ class CropSource:
         extra = self.overrides.get(case_id) if self.overrides else None
         crop = random_crop(rng, volume, self.patch, foreground=with_foreground, extra=extra)
         if self.faithful and self.flip_axes:
-            crop = rot_flip_faithful(rng, crop)
-        else:
-            crop = random_flip(rng, crop, self.flip_axes)
-        return f"{case_id}@{','.join(map(str, crop.start))}", crop
+            return rot_flip_faithful(rng, crop)
+        return random_flip(rng, crop, self.flip_axes)
 
-    def crops(self, step: int, count: int, rank: int = 0, processes: int = 1) -> list[tuple[str, Crop]]:
+    def crops(self, step: int, count: int, rank: int = 0, processes: int = 1) -> list[Crop]:
         """The crops of one step; with several processes each draws its own."""
         first = (step * processes + rank) * count
         return [self.crop(first + offset) for offset in range(count)]
 
 
-def make_batch(
-    labeled: Sequence[tuple[str, Crop]], unlabeled: Sequence[tuple[str, Crop]], pseudo: str = "none"
-) -> Batch:
+def make_batch(labeled: Sequence[Crop], unlabeled: Sequence[Crop], pseudo: str = "none") -> Batch:
     """Stack crops into tensors. ``pseudo`` says where an unlabeled crop's pseudo-label is: "label", "extra",
     "none".
     """
-    shape = (labeled or unlabeled)[0][1].image.shape
+    shape = (labeled or unlabeled)[0].image.shape
 
-    def images(crops: Sequence[tuple[str, Crop]]) -> torch.Tensor:
-        return _stack([crop.image for _, crop in crops], shape, np.float32).unsqueeze(1)
+    def images(crops: Sequence[Crop]) -> torch.Tensor:
+        return _stack([crop.image for crop in crops], shape, np.float32).unsqueeze(1)
 
-    def valid(crops: Sequence[tuple[str, Crop]]) -> torch.Tensor:
-        return _stack([crop.valid for _, crop in crops], shape, np.bool_)
+    def valid(crops: Sequence[Crop]) -> torch.Tensor:
+        return _stack([crop.valid for crop in crops], shape, np.bool_)
 
     pseudo_labels = None
     if pseudo != "none":
-        pseudo_labels = _stack([getattr(crop, pseudo) for _, crop in unlabeled], shape, np.int64)
+        pseudo_labels = _stack([getattr(crop, pseudo) for crop in unlabeled], shape, np.int64)
     return Batch(
         labeled_images=images(labeled),
-        labels=_stack([crop.label for _, crop in labeled], shape, np.int64),
+        labels=_stack([crop.label for crop in labeled], shape, np.int64),
         unlabeled_images=images(unlabeled),
         pseudo_labels=pseudo_labels,
         labeled_valid=valid(labeled),
         unlabeled_valid=valid(unlabeled),
-        labeled_ids=tuple(identity for identity, _ in labeled),
-        unlabeled_ids=tuple(identity for identity, _ in unlabeled),
     )
 
 

@@ -96,7 +96,7 @@ class FineTuner:
         crops = self.source.crops(k, self.context.plan.finetune_batch, device.rank, device.processes)
         first = (k * device.processes + device.rank) * self.context.plan.finetune_batch
         images, labels = [], []
-        for offset, (_, crop) in enumerate(crops):
+        for offset, crop in enumerate(crops):
             rng = np.random.default_rng([self.context.settings.seed, CANVAS, 2, first + offset])
             assert crop.label is not None
             canvas, target = self.canvas(rng, crop.image, crop.label, crop.valid)

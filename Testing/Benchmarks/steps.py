@@ -135,8 +135,6 @@ class _Training:
             unlabeled_images=unlabeled,
             unlabeled_valid=torch.ones((len(unlabeled), x, y, z), dtype=torch.bool),
             pseudo_labels=(unlabeled[:, 0] > 0).long(),
-            labeled_ids=tuple(f"labeled {number}" for number in range(len(labeled))),
-            unlabeled_ids=tuple(f"unlabeled {number}" for number in range(len(unlabeled))),
         ).to(self.device)
 
     def step(self) -> None:

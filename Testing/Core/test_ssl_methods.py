@@ -71,8 +71,6 @@ def batch(labeled: int = 2, unlabeled: int = 2, *, pseudo: bool = True, seed: in
         unlabeled_images=images[labeled:],
         unlabeled_valid=valid[labeled:],
         pseudo_labels=labels[labeled:] if pseudo else None,
-        labeled_ids=tuple(f"l{index}" for index in range(labeled)),
-        unlabeled_ids=tuple(f"u{index}" for index in range(unlabeled)),
     )
 
 
@@ -416,7 +414,6 @@ def test_batch_moves_as_a_whole() -> None:
     one = batch()
     moved = one.to("meta")
     assert moved.labeled_images.device.type == moved.pseudo_labels.device.type == "meta"  # type: ignore[union-attr]
-    assert moved.labeled_ids == one.labeled_ids
     assert one.images.shape == (4, 1, *PATCH) and one.valid.shape == (4, *PATCH)
 
 

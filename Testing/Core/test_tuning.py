@@ -15,7 +15,7 @@ from SFRCore.foundation.checkpoints import build_foundation, save_foundation_che
 from SFRCore.foundation.sam import ClasswiseSAM
 from SFRCore.foundation.spec import SPECS
 from SFRCore.foundation.store import load_tuned, read_description, save_tuned
-from SFRCore.foundation.tuning import apply_tuning, has_adapters, merge, trainable_names
+from SFRCore.foundation.tuning import apply_tuning, has_adapters, merge
 from SFRCore.settings import Settings
 
 CANVAS = 64
@@ -61,6 +61,10 @@ def test_adapters_of_vit_b_have_the_size_of_the_reference() -> None:
     assert sum(p.numel() for _, p in adapters) == 147_456
     decoder = sum(p.numel() for p in model.mask_decoder.parameters())
     assert decoder == pytest.approx(3.78e6, rel=0.002)
+
+
+def trainable_names(model: torch.nn.Module) -> list[str]:
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def test_lora_trains_adapters_no_mask_embedding_and_decoder_only() -> None:
