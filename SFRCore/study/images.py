@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from SFRCore.errors import InputError
 from SFRCore.runtime.identity import renewed_identity
 from SFRCore.study.folder import StudyFolder
+from SFRCore.volumes import read_image
 
 
 def renew_identities(study: StudyFolder) -> list[str]:
-    """Bring the recorded identity of every image up to date; the cases whose content is another one now.
+    """Bring the recorded identity of every image up to date; the cases that have another image now.
 
-    A file is hashed only where its size or time differ from what is recorded. What is missing, cannot be read
-    or has no recorded identity stays as it is.
+    A file is hashed only where its size or time differ from what is recorded. What is missing or has no
+    recorded identity stays as it is. A file that is no volume now is not named: whoever reads it says so.
     """
     before: dict[str, tuple[str, dict[str, Any]]] = {}
     now: dict[str, dict[str, Any]] = {}
@@ -33,4 +35,13 @@ def renew_identities(study: StudyFolder) -> list[str]:
                 present = study.cases.get(id)
                 if present is not None and (present.image, present.image_identity) == before[id]:
                     present.image_identity = identity
-    return [id for id, found in now.items() if found["sha256"] != before[id][1].get("sha256")]
+    changed = [id for id, found in now.items() if found["sha256"] != before[id][1].get("sha256")]
+    return [id for id in changed if _is_volume(study.image_path(id))]
+
+
+def _is_volume(path: Path) -> bool:
+    try:
+        read_image(path)
+    except InputError:
+        return False
+    return True
