@@ -18,15 +18,23 @@ Background = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", show_default="auto")]
 Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.", show_default="auto")]
-Recipe = Annotated[str | None, typer.Option(help="Which stages run, in which order.", show_default="sfr")]
+Recipe = Annotated[
+    str | None, typer.Option(help="Which stages run: sfr, sfr_plus, aslseg or baseline.", show_default="sfr")
+]
 Ssl = Annotated[
     str | None,
-    typer.Option(help="Semi-supervised method of the retraining.", show_default="mean_teacher"),
+    typer.Option(
+        help="Semi-supervised method of the retraining: mean_teacher, supervised, self_training, acmt, "
+        "acmt_mu, acmt_serr, acmt_perr, magicnet, ua_mt, cps, ict, urpc, cct, dtc, bcp, caussl, ss_net, cpcl "
+        "or slc_net.",
+        show_default="mean_teacher",
+    ),
 ]
 Preset = Annotated[
     str | None,
     typer.Option(
-        help="Numbers for a kind of data; auto chooses them from the volumes.",
+        help="Numbers for a kind of data: left_atrium, brats, btcv, mact, abdomenct1k, hippocampus, uniform, "
+        "or auto, which chooses them from the volumes.",
         show_default="the study's",
     ),
 ]

@@ -117,10 +117,6 @@ class Labels(StudyFolder):
             with self.transaction("noting a problem"):
                 self.case(id).problem = problem
 
-    def clear_flag(self, id: str) -> None:
-        """Take the note of a problem away."""
-        self.flag(id, None)
-
     def set_reference(self, id: str, label: Path | str | sitk.Image, *, resample: bool = False) -> Path:
         """Keep a copy of `label`, in study values, that only evaluation and the report read.
 

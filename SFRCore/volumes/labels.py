@@ -53,7 +53,8 @@ def check_label(
             raise VolumeError(
                 f"{name} contains the value{'s' if len(undeclared) > 1 else ''} {shown}, "
                 f"but the study's structures are {', '.join(map(str, values))}.",
-                hint="Add these structures to the study, or have other values taken as background.",
+                hint="Add these structures to the study, or have other values taken as background "
+                "(sfr init --other-as-background).",
             )
         label = np.where(np.isin(stored, list(values)), stored, 0).astype(np.uint16)
     if not allow_empty and not label.any():

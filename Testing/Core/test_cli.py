@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import types
@@ -123,6 +124,15 @@ def test_help_lists_every_command_and_usage_errors_are_2() -> None:
     sfr("segment", code=2)
     sfr("run", code=2)
     sfr("run", "study", "--seed", "many", code=2)
+
+
+def test_help_of_run_names_every_choice() -> None:
+    from SFRCore.presets import PRESETS
+    from SFRCore.recipes import available_recipes
+    from SFRCore.ssl import available_methods
+
+    words = re.findall(r"[a-z0-9_]+", sfr("run", "--help").stdout)
+    assert {*available_methods(), *PRESETS, *available_recipes()} <= set(words)
 
 
 def test_real_process_gives_one_sentence_and_no_traceback(tmp_path: Path) -> None:

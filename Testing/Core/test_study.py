@@ -757,7 +757,7 @@ def test_flags_come_and_go(study: Study, image: Path):
     study.add(image)
     study.flag("scan01", "cannot be read")
     assert Study.open(study.root).case("scan01").problem == "cannot be read"
-    study.clear_flag("scan01")
+    study.flag("scan01", None)
     assert Study.open(study.root).case("scan01").problem is None
 
 
