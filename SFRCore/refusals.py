@@ -37,6 +37,7 @@ def refuse_early(context: StageContext, stages: Sequence[str], *, newest: bool =
         )
     if {"finetune", "prompt"} & set(stages):
         foundation_identity(context.settings.foundation)
+        _refuse_without_checkpoint(context, stages)
     elif "pseudolabel" in stages:
         tuned_foundation(context)
     if {"pseudolabel", "refine"} & set(stages) and not context.study.unlabeled_cases():
@@ -56,6 +57,18 @@ def _refuse_unlabeled_study(context: StageContext) -> None:
             "No labeled case is in the study, so there is nothing to learn from.",
             hint=f"Give at least one case its label:  {give}",
         )
+
+
+def _refuse_without_checkpoint(context: StageContext, stages: Sequence[str]) -> None:
+    """Raise InputError where a known foundation is still to be tuned and is not downloaded."""
+    from .foundation.checkpoints import downloaded
+    from .foundation.download import CHECKPOINTS
+    from .stages.aslseg_models import prompted_lineage
+    from .stages.lineage import foundation_lineage
+
+    lineage = (foundation_lineage if "finetune" in stages else prompted_lineage)(context)
+    if context.settings.foundation in CHECKPOINTS and not lineage.is_done():
+        downloaded(context.settings.foundation)
 
 
 def _refuse_without_effect(context: StageContext) -> None:

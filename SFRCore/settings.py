@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -16,6 +17,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("auto", "fp32", "bf16", "fp16"),
 }
 LEAST: dict[str, int] = {"seed": 0, "iterations_finetune": 1, "iterations_retrain": 1}
+LARGEST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,10 @@ class Settings:
             number = getattr(self, name)
             if number is not None and number < least:
                 raise InputError(f"{name.replace('_', ' ')} must be at least {least}, not {number}.")
-        if self.pseudo_weight < 0:
-            raise InputError("The weight of the pseudo-label loss cannot be negative.")
+        if self.seed > LARGEST_SEED:
+            raise InputError(f"seed must be at most {LARGEST_SEED}, not {self.seed}.")
+        if not 0 <= self.pseudo_weight < math.inf:
+            raise InputError("The weight of the pseudo-label loss must be a number that is not negative.")
 
     @classmethod
     def of(cls, **options: Any) -> Settings:

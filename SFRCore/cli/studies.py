@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -210,6 +211,13 @@ def review(
         id for pairs in files.values() for id, _ in pairs
     ]:
         opened.case(case)
+    drawn = [id for name in ("correct", "label") for id, _ in files[name]]
+    decided = Counter(id for ids in (*map(set, groups[:3]), drawn) for id in ids)
+    if decided and max(decided.values()) > 1:
+        raise InputError(
+            f"Case {decided.most_common(1)[0][0]} is given two decisions at once.",
+            hint="Decide on it once: accept, reject, unreject, correct or label.",
+        )
     with Display() as display:
         decisions = Decisions(opened, display, quiet=json)
         for name, ids in roles:

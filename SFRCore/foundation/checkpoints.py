@@ -57,12 +57,7 @@ def build_foundation(
     if name in RANDOM:
         return _build_random(get_spec(name), classes, canvas, seed)
     if name in CHECKPOINTS:
-        path = checkpoint_path(name, folder)
-        if not path.is_file():
-            raise InputError(
-                f"The checkpoint {name} is not downloaded yet: {path} is missing.",
-                hint=f"Run: sfr download {name}",
-            )
+        path = downloaded(name, folder)
     else:
         path = Path(name).expanduser()
         if not path.is_file():
@@ -86,6 +81,17 @@ def build_foundation(
     if name not in CHECKPOINTS:
         model.origin["file"] = str(path.absolute())
     return model
+
+
+def downloaded(name: str, folder: Path | str | None = None) -> Path:
+    """The file of a known checkpoint; InputError where it is not downloaded."""
+    path = checkpoint_path(name, folder)
+    if not path.is_file():
+        raise InputError(
+            f"The checkpoint {name} is not downloaded yet: {path} is missing.",
+            hint=f"Run: sfr download {name}",
+        )
+    return path
 
 
 def build_from_state(

@@ -140,7 +140,9 @@ class StageContext:
         return volumes
 
     def leave_out(self, case: Case, error: BaseException) -> None:
-        """Flag a case that cannot be used, unless the failure is not the case's own fault."""
+        """Flag a case that cannot be used, unless the failure is not the case's own fault: then raise it."""
+        if isinstance(error, Cancelled):
+            raise error
         if is_out_of_memory(error):
             with explained_memory(self.device, f"working on case {case.id}"):
                 raise error

@@ -422,6 +422,13 @@ def test_review_changes_nothing_when_a_case_is_unknown(made: Path) -> None:
     assert "ID=FILE" in flat(sfr("review", made, "--correct", "case_03", code=2).stderr)
 
 
+def test_two_decisions_on_one_case_are_refused(made: Path) -> None:
+    first = sorted(Study.open(made).cases)[0]
+    said = sfr("review", made, "--accept", first, "--reject", first, code=2).stderr
+    assert "two decisions at once" in flat(said)
+    assert Study.open(made).case(first).review == "unseen"
+
+
 def test_decisions_are_confirmed_and_repeated_ones_told_apart(made: Path, cohort: tuple[Path, Path]) -> None:
     study = Study.open(made)
     write_result(study, "case_03", 0.8)

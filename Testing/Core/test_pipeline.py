@@ -17,6 +17,7 @@ from SFRCore.errors import Cancelled, InputError, OutOfMemory
 from SFRCore.runtime import loop
 from SFRCore.runtime.events import read_events
 from SFRCore.runtime.jobs import Job
+from SFRCore.stages import pseudolabel
 from SFRCore.stages.inference import as_images, describe
 from SFRCore.stages.lineage import shortened
 from SFRCore.study import Study
@@ -202,6 +203,50 @@ def test_cut_off_anywhere_and_continued_is_bit_identical(
     assert done["stages"][stage]["continued_at"] == step
     whole, cut = (load_file(folder / STUDENT) for folder in (finished.root, study.root))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_a_wish_to_stop_while_labeling_is_no_fault_of_the_case(
+    tmp_path: Path, cohort: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(tmp_path / "study", cohort)
+    real = pseudolabel.predict_volume
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        job = Job.running(study.root)
+        assert job is not None
+        job.folder.stop_file.touch()
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(pseudolabel, "predict_volume", interrupted)
+    events: list[dict[str, Any]] = []
+    with pytest.raises(Cancelled):
+        api.run(study, on_event=events.append, **SETTINGS)
+    study.reload()
+    assert [case.problem for case in study.cases.values() if case.problem] == []
+    assert not any(event["event"] == "warning" and event.get("case") for event in events)
+    assert not any(event["stage"] == "retrain" for event in events)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"seed": 10**20}, "seed must be at most"),
+        ({"pseudo_weight": float("nan")}, "must be a number"),
+        ({"foundation": "vit_b"}, "not downloaded yet"),
+    ],
+)
+def test_what_cannot_come_to_an_end_is_refused_before_there_is_a_run(
+    tmp_path: Path,
+    cohort: tuple[Path, Path],
+    settings: dict[str, Any],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SFR_CHECKPOINTS", str(tmp_path / "nothing here"))
+    study = make_study(tmp_path / "study", cohort)
+    with pytest.raises(InputError, match=said):
+        run(study, **settings)
+    assert not list(study.runs_dir.glob("*"))
 
 
 def test_online_pseudo_labels_and_self_training(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
