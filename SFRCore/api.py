@@ -94,8 +94,11 @@ def compare(study: AnyStudy, ssl: Sequence[str], **options: Any) -> dict[str, An
 
 def evaluate(study: AnyStudy, **options: Any) -> dict[str, Any]:
     """Score results against references; see :func:`SFRCore.stages.evaluate.evaluate`."""
+    from .recipes import get_recipe
     from .stages.evaluate import evaluate as scored
 
+    if options.get("recipe") is not None:
+        get_recipe(options["recipe"])
     return scored(opened(study), **options)
 
 

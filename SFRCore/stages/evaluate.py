@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, SFRError, command_line
-from ..recipes import get_recipe
 from ..runtime.files import write_json
 from ..settings import Settings
 from ..ssl import get_method
@@ -132,7 +131,7 @@ def _asked(kind: str, recipe: str | None, ssl: str | None) -> str | None:
             hint="Leave --recipe and --ssl out.",
         )
     settings = Settings.of(recipe=recipe, ssl=ssl)
-    return f"{get_recipe(settings.recipe).name}-{get_method(settings.ssl).name}"
+    return f"{settings.recipe}-{get_method(settings.ssl).name}"
 
 
 def _newest_model(study: Study, kind: str, student: str | None) -> dict[str, Any]:
