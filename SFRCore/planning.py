@@ -113,7 +113,7 @@ def make_plan(
     normalisation fitted to the foreground of the labeled CT volumes, where a preset asks for one.
     Raises InputError where no volume is readable or the patch cannot be cut.
     """
-    from .stitching import choose_canvas
+    from .stitching import StitchLayout, choose_canvas
 
     if not cases:
         raise InputError("No volume of the study can be read, so there is nothing to plan with.")
@@ -146,8 +146,10 @@ def make_plan(
     canvas, zoom = choose_canvas(patch, canvas_limit, multiple=canvas_multiple)
     if preset.name in ("left_atrium", "brats", "btcv", "mact", "abdomenct1k") and canvas_limit == 1024:
         canvas, zoom = 1024, 1
+    several = StitchLayout(patch, canvas, zoom).canvases
+    images = f"{several} images of {canvas} x {canvas}" if several > 1 else f"{canvas} x {canvas}"
     reasons.append(
-        f"{patch[2]} slices of {patch[0]} x {patch[1]} voxels are stitched into {canvas} x {canvas} pixels"
+        f"{patch[2]} slices of {patch[0]} x {patch[1]} voxels are stitched into {images} pixels"
         + (f", each voxel enlarged to {zoom} x {zoom} pixels." if zoom > 1 else ".")
     )
     iterations = _iterations(preset, gpu, reasons)

@@ -128,6 +128,11 @@ def test_small_patches_are_enlarged_on_a_large_canvas() -> None:
     assert plan.canvas <= 1024
 
 
+def test_a_small_canvas_takes_several_images_and_says_so() -> None:
+    plan = planned("auto", volumes((35, 50, 36)), canvas_limit=256)
+    assert "48 slices of 48 x 64 voxels are stitched into 3 images of 256 x 256 pixels." in plan.reasons
+
+
 def test_a_plan_survives_its_own_words() -> None:
     plan = planned("mact", volumes((180, 140, 88)))
     again = Plan.from_dict(__import__("json").loads(__import__("json").dumps(plan.to_dict())))
