@@ -10,6 +10,7 @@ from typing import Any
 from . import api
 from .errors import InputError
 from .runtime.devices import peak_process_memory
+from .runtime.files import read_json, write_json
 from .stages.context import Listener
 from .study import Study
 from .synthetic import make_synthetic_cohort
@@ -25,6 +26,8 @@ BASE_RATE = 0.03
 MARK = "demo.txt"
 MARK_TEXT = "Made by 'sfr demo'; replaced when it runs again.\n"
 COHORT, STUDY = "cohort", "study"
+BEGUN = "demo.json"
+"""In the study, once the cohort is whole."""
 
 
 def demo(
@@ -39,8 +42,8 @@ def demo(
     """Make the cohort, run the recipe, score and report; returns paths, scores, seconds and peak memory in
     bytes.
 
-    An earlier demonstration in ``output`` is replaced; any other folder that is not empty is refused
-    (InputError).
+    An earlier demonstration in ``output`` goes on where it was cut off, or is replaced if it had come to its
+    end or had another seed; any other folder that is not empty is refused (InputError).
     """
     begin = time.perf_counter()
     study, images = _make(output, seed)
@@ -74,6 +77,9 @@ def demo(
 def _make(output: Path, seed: int) -> tuple[Study, Path]:
     output = output.expanduser()
     if output.is_dir() and any(output.iterdir()):
+        earlier = _cut_off(output, seed)
+        if earlier is not None:
+            return earlier, output / COHORT / "images"
         _remove_earlier(output)
     output.mkdir(parents=True, exist_ok=True)
     (output / MARK).write_bytes(MARK_TEXT.encode())
@@ -86,7 +92,17 @@ def _make(output: Path, seed: int) -> tuple[Study, Path]:
         else:
             role = "test" if index >= len(pairs) - TEST else "unlabeled"
             study.add(image, reference=label, role=role)
+    write_json(study.root / BEGUN, {"seed": seed})
     return study, images
+
+
+def _cut_off(output: Path, seed: int) -> Study | None:
+    """The study of an earlier demonstration with this seed that has no report yet."""
+    begun, root = output / STUDY / BEGUN, output / STUDY
+    if not (output / MARK).is_file() or not begun.is_file() or read_json(begun) != {"seed": seed}:
+        return None
+    study = Study.open(root)
+    return None if (study.reports_dir / "report.html").exists() else study
 
 
 def _remove_earlier(output: Path) -> None:

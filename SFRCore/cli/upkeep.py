@@ -117,7 +117,7 @@ def cancel(
     if json:
         print_json({"run": job.run, "state": job.state})
     else:
-        typer.echo(f"Stopped {job.run}. Continue it:  {command_line('sfr', 'run', study)}")
+        typer.echo(f"Stopped {job.run}. The same command with the same options goes on from there.")
 
 
 @app.command(

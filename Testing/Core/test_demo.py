@@ -8,11 +8,18 @@ from typing import Any
 import pytest
 
 from SFRCore import api, demo
-from SFRCore.errors import InputError
+from SFRCore.errors import Cancelled, InputError
 from SFRCore.runtime.devices import choose_device
 from SFRCore.settings import Settings
 from SFRCore.stages.survey import plan_for
 from SFRCore.study import Study
+
+
+def written(study: Study) -> Path:
+    page = study.reports_dir / "report.html"
+    page.parent.mkdir(exist_ok=True)
+    page.write_text("done")
+    return page
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +27,7 @@ def nothing_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     scores: dict[str, Any] = {"mean_dice": 0.9, "structures": {"Left": {"dice": 0.9}}}
     monkeypatch.setattr(api, "run", lambda study, **options: {"run": "r"})
     monkeypatch.setattr(api, "evaluate", lambda study, **options: scores)
-    monkeypatch.setattr(api, "report", lambda study: study.reports_dir / "report.html")
+    monkeypatch.setattr(api, "report", written)
     monkeypatch.setattr(demo, "SIZE", (24, 20, 12))
     monkeypatch.setattr(demo, "CASES", 6)
     monkeypatch.setattr(demo, "TEST", 2)
@@ -52,6 +59,24 @@ def test_an_earlier_demonstration_is_replaced(tmp_path: Path) -> None:
     assert content(output) == ["cohort", "demo.txt", "study"]
     assert not (output / "study" / "left.txt").exists()
     assert len(Study.open(output / "study").cases) == 6
+
+
+def test_a_demonstration_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "demo"
+
+    def cut_off(study: Study, **options: Any) -> dict[str, Any]:
+        (study.root / "models").mkdir(exist_ok=True)
+        (study.root / "models" / "half.txt").write_text("hours of work")
+        raise Cancelled("The job was cancelled.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(api, "run", cut_off)
+        with pytest.raises(Cancelled):
+            demo.demo(output)
+    demo.demo(output)
+    assert (output / "study" / "models" / "half.txt").exists()
+    demo.demo(output)
+    assert not (output / "study" / "models" / "half.txt").exists(), "a finished one begins anew"
 
 
 @pytest.mark.parametrize("text", [None, "", "my own notes on the demo\n"])

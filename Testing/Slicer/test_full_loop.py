@@ -21,6 +21,7 @@ REAL = ROOT.parent / "shared/data/hippocampus"
 NAMES = [f"case_{number:02d}" for number in range(1, 9)]
 STRUCTURES = {1: "Anterior lobe", 2: "Posterior lobe"}
 SIZE = (32, 32, 16)
+pytestmark = pytest.mark.timeout(900)  # whole trainings, which other jobs of the machine slow down
 
 
 def real_cohort(folder):
@@ -84,7 +85,7 @@ def test_the_loop_by_clicks(widget, worker, cohort, tmp_path):
     cases, train, review, results = (panel.steps[key] for key in ("cases", "train", "review", "results"))
     loop = EventLoop()
     # Several seconds without load; another job of the machine may take the processors for a while.
-    following = partial(loop.until, seconds=200, say=lambda: train.ui.jobLabel.text)
+    following = partial(loop.until, seconds=400, say=lambda: train.ui.jobLabel.text)
 
     # Load, and mark two as labeled.
     panel.open("cases")
