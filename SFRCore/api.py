@@ -114,7 +114,7 @@ def predict_file(
     on_event: Listener | None = None,
 ) -> dict[str, Any]:
     """Segment one volume that is in no study; writes ``output`` in the image's geometry, and the confidence
-    map.
+    map. ``model_folder`` is the folder of a student, or a study: then its newest one.
 
     Returns the numbers of the result: expected Dice, mean confidence, volumes in ml. Raises InputError,
     before anything is computed, where a file to be written is the image itself or has an unknown type.
@@ -126,8 +126,11 @@ def predict_file(
     _check_outputs(Path(image), [Path(path) for path in (output, confidence) if path is not None])
     volume = read_image(image)
     where = _device(Settings(device=device, precision=precision))
+    model = Path(model_folder)
+    if (model / "study.json").is_file():
+        model = _newest_student(Study.open(model))
     with explained_memory(where, "predicting a volume"):
-        label, doubt, numbers = predict_image(Path(model_folder), volume, where, fast=fast)
+        label, doubt, numbers = predict_image(model, volume, where, fast=fast)
     write_volume(label, output)
     if confidence is not None:
         write_volume(doubt, confidence)
@@ -160,14 +163,20 @@ def export(
             raise InputError("Say where to export to.", hint="Add --output DIR.")
         return export_student(model, Path(out), formats=tuple(formats), check_volume=None)
     study = opened(source)
-    models = sorted(study.models_dir.glob(f"*/{STUDENT_INFO}"), key=lambda path: path.stat().st_mtime)
-    if not models:
-        raise InputError("This study has no trained student yet.", hint="Run 'sfr run' first.")
-    model = models[-1].parent
+    model = _newest_student(study)
     if out is None and study.readonly:
         raise InputError(f"The study {study.root} is read-only.", hint="Export elsewhere: add --output DIR.")
     target = Path(out) if out is not None else study.exports_dir / model.name
     return export_student(model, target, formats=tuple(formats), check_volume=_check_volume(study, model))
+
+
+def _newest_student(study: Study) -> Path:
+    from .stages.lineage import STUDENT_INFO
+
+    models = sorted(study.models_dir.glob(f"*/{STUDENT_INFO}"), key=lambda path: path.stat().st_mtime)
+    if not models:
+        raise InputError("This study has no trained student yet.", hint="Run 'sfr run' first.")
+    return models[-1].parent
 
 
 def demo(

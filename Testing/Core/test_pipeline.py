@@ -318,12 +318,13 @@ def test_other_tunings_of_a_checkpoint_file(tmp_path: Path, cohort: tuple[Path, 
     assert done["stages"]["pseudolabel"]["cases"] == len(study.unlabeled_cases())
 
 
-def test_predicting_a_single_file_equals_the_studys_prediction(tmp_path: Path, finished: Study) -> None:
+@pytest.mark.parametrize("model", [".", "models/sfr-mean_teacher"])
+def test_predicting_a_single_file_equals_the_studys_prediction(
+    tmp_path: Path, finished: Study, model: str
+) -> None:
     case = finished.test_cases()[0]
     output = tmp_path / "out.nii.gz"
-    numbers = api.predict_file(
-        finished.root / "models" / "sfr-mean_teacher", finished.image_path(case.id), output, device="cpu"
-    )
+    numbers = api.predict_file(finished.root / model, finished.image_path(case.id), output, device="cpu")
     result = finished.result(case.id, "prediction")
     assert result is not None
     ours, studys = (sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for path in (output, result.label_path))
