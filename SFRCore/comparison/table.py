@@ -132,7 +132,8 @@ def difference_text(line: Mapping[str, Any]) -> str:
     if line.get("difference") is None:
         return "–"
     low, high = line["difference_interval"]
-    return f"{100 * line['difference']:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+    interval = f" [{100 * low:+.2f}, {100 * high:+.2f}]" if low < high else ""  # one case has none
+    return f"{100 * line['difference']:+.2f}{interval}"
 
 
 def p_text(line: Mapping[str, Any]) -> str:
