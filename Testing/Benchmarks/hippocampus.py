@@ -222,11 +222,11 @@ def print_table(arguments: argparse.Namespace, arms: list[Arm]) -> None:
             stages = [result["stages"][stage] for result in results if stage in result["stages"]]
             minutes.append(f"{np.mean([one['seconds'] for one in stages]) / 60:.1f}" if stages else "–")
             peak = max([peak, *(one["peak_bytes"] / 1e9 for one in stages)])
-        spread = means.std(ddof=1) if len(means) > 1 else float("nan")
+        spread = f" ± {means.std(ddof=1):.2f}" if len(means) > 1 else ""
         lines.append(
             f"| {arm.title} | "
             + " | ".join(f"{part:.2f}" for part in parts)
-            + f" | {means.mean():.2f} ± {spread:.2f} | {len(means)} | "
+            + f" | {means.mean():.2f}{spread} | {len(means)} | "
             + (f"{100 * np.mean(labels):.2f}" if labels else "–")
             + f" | {', '.join(minutes)} | {peak:.1f} |"
         )
