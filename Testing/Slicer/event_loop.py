@@ -7,6 +7,10 @@ import slicer
 
 _WAITED = Path("/proc/thread-self/schedstat")
 
+# A turn that takes more is a defect. On a quiet machine the panel stays under 0.05 s (the tests print it);
+# the rest is room for a shared one, and still less than any wait for a process or for the network.
+LONGEST_TURN = 0.3
+
 
 class Stopwatch:
     """``seconds()`` since it was made, less what the thread waited for a processor that others had (Linux):
