@@ -152,5 +152,6 @@ def export(
     """The student in formats that other programs read."""
     from SFRCore import api
 
+    typer.echo("Exporting, and comparing each file with the original: a minute or so.", err=True)
     result = api.export(source, output, tuple(opt.split_ids(formats)))
     show_result(result if json else {name: result[name] for name in ("folder", "files")}, json=json)

@@ -65,6 +65,10 @@ class PromptedSAM(nn.Module):
         """Pixels along a side of a mask that is a prompt."""
         return 4 * self.base.spec.tokens(self.canvas)
 
+    def set_checkpointing(self, on: bool) -> None:
+        """Keep fewer activations in memory while training, and compute them again."""
+        self.base.set_checkpointing(on)
+
     def encode(self, images: Tensor) -> Tensor:
         """Embeddings (B, D, s, s) of canvases (B, 1, S, S)."""
         return self.base.encode(images)

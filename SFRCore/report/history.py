@@ -188,11 +188,10 @@ def _run_record(folder: RunFolder, events: list[dict[str, Any]], known: list[str
 
 
 def _follow(stages: dict[str, StageRecord], events: list[dict[str, Any]], run_state: str) -> None:
-    """Add the events of one run: a stage that goes on continues its curve, one that starts anew replaces
-    it.
-    """
+    """Add the events of one run: a stage that was cut off goes on, one that was finished starts anew."""
     previous: float | None = None
     touched: list[StageRecord] = []
+    again: list[StageRecord] = []
     for event in events:
         name, now = event.get("stage"), event.get("time")
         if not isinstance(now, int | float) or not name:
@@ -200,7 +199,13 @@ def _follow(stages: dict[str, StageRecord], events: list[dict[str, Any]], run_st
         record = stages.setdefault(str(name), StageRecord(str(name), now, now))
         if record not in touched:
             touched.append(record)
+            if record.state == "finished":
+                again.append(record)
             record.state = "running"
+            previous = None
+        if event.get("event") == "started" and record in again:
+            again.remove(record)
+            record.started, record.seconds, record.cases = now, 0.0, 0
             previous = None
         if previous is not None:
             record.seconds += max(0.0, now - previous)

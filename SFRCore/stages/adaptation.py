@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
@@ -20,10 +19,8 @@ import torch
 from ..errors import InputError
 from ..foundation.checkpoints import seeded
 from ..foundation.prompting import PromptedSAM, load_prompted
-from ..runtime.checkpoints import Checkpoints
 from ..runtime.files import atomic_path
-from ..runtime.loop import made_ahead, train
-from ..runtime.optimise import Optimisation, seed_step
+from ..runtime.optimise import seed_step
 from ..ssl.contract import Batch
 from ..ssl.losses import segmentation_loss
 from ..ssl.schedules import Schedule, learning_rate
@@ -37,6 +34,7 @@ from .lineage import Lineage, recipe_options, shortened
 from .prompts import ask_about
 from .retrainer import MOMENTUM, WEIGHT_DECAY, structures_of
 from .survey import keep_plan
+from .training import SingleTrainer, train_stage
 from .training_set import labeled_volumes
 
 STAGE = "adapt"
@@ -46,7 +44,7 @@ BOTH = 256
 """Two label maps in one: the student's class times this, plus SAM's."""
 
 
-class AdaptationTrainer:
+class AdaptationTrainer(SingleTrainer[Batch]):
     """One training of an adaptation network; see :class:`SFRCore.runtime.loop.Trainer`.
 
     ``guesses`` (X, Y, Z) uint16 by "CASE#NUMBER" are synthetic predictions of student and SAM in one.
@@ -62,14 +60,11 @@ class AdaptationTrainer:
         total: int,
     ) -> None:
         settings, plan = context.settings, context.plan
-        self.context, self.total = context, total
-        self.network = network.to(context.device.torch_device).train()
-        optimizer = torch.optim.SGD(
-            self.network.parameters(), lr=plan.base_rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
-        )
-        self.optimisation = Optimisation(context.device, self.network, optimizer)
+        self.student = network.to(context.device.torch_device).train()
         self.every = Fraction(plan.step_every).limit_denominator(1000)
-        self.lean = False
+        optimizer = torch.optim.SGD(
+            network.parameters(), lr=plan.base_rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
+        )
         source = CropSource(
             {key: volumes[key.rpartition("#")[0]] for key in guesses},
             plan.patch,
@@ -80,15 +75,15 @@ class AdaptationTrainer:
             overrides=guesses,
         )
         rank, processes = context.device.rank, context.device.processes
-        self.stack = ExitStack()
-        self.ahead = self.stack.enter_context(made_ahead(lambda k: _batch(source, k, rank, processes)))
+        super().__init__(
+            context, network, optimizer, lambda k: guessed_batch(source, k, rank, processes), total=total
+        )
 
     def step(self, k: int) -> dict[str, float]:
         seed_step(self.context.settings.seed, STAGE_SEED, k, self.context.device.rank)
         batch = self.ahead.get(k).to(self.context.device.torch_device)
         assert batch.pseudo_labels is not None
-        classes = self.network.classes
-        inputs = with_guesses(batch.labeled_images, batch.pseudo_labels, classes)
+        inputs = with_guesses(batch.labeled_images, batch.pseudo_labels, self.student.classes)
         with self.context.device.autocast():
             logits = self.optimisation.model(inputs)
         loss = segmentation_loss(logits.float(), batch.labels, batch.labeled_valid, epsilon=1e-10)
@@ -99,31 +94,11 @@ class AdaptationTrainer:
             base=self.context.plan.base_rate,
             every=self.every,
         )
-        self.optimisation.set_rate(rate)
-        self.optimisation.descend(loss)
-        return {"loss": float(loss.detach()), "rate": rate}
-
-    def state(self) -> dict[str, Any]:
-        return {"network": self.network.state_dict(), **self.optimisation.state()}
-
-    def restore(self, state: dict[str, Any], step: int) -> None:
-        self.network.load_state_dict(state["network"])
-        self.optimisation.restore(state)
-
-    def save_memory(self) -> bool:
-        if self.lean:
-            return False
-        self.lean = True
-        self.network.set_checkpointing(True)
-        return True
-
-    def close(self) -> None:
-        self.stack.close()
-        self.optimisation.close()
+        return self.descend(loss, rate)
 
 
-def _batch(source: CropSource, k: int, rank: int, processes: int) -> Batch:
-    """Labeled crops, with what was guessed of them where the pseudo-labels are."""
+def guessed_batch(source: CropSource, k: int, rank: int, processes: int) -> Batch:
+    """Labeled crops of step ``k``, with what was guessed of them where the pseudo-labels are."""
     crops = source.crops(k, BATCH, rank, processes)
     return make_batch(crops, crops, "extra")
 
@@ -155,18 +130,12 @@ def adapt(context: StageContext) -> dict[str, Any]:
     if lineage.is_done():
         context.emit("skipped", message="The adaptation network is already trained on these labels.")
         return {"skipped": True}
-    identity = lineage.training_identity()
-    folder = context.study.cache_dir / "corruptions" / identity
+    folder = context.study.cache_dir / "corruptions" / lineage.training_identity()
     model = load_prompted(prompted.folder).to(context.device.torch_device)
     guesses = synthetic_guesses(context, volumes, model, folder)
     trainer = prepare(context, lineage, volumes, guesses)
-    checkpoints = Checkpoints(context.study.runs_dir, context.run_dir, STAGE, identity)
-    context.emit("started", total=trainer.total, cases=len(volumes), continues=lineage.parent is not None)
-    try:
-        begin = train(trainer, context, context.device, checkpoints, "training the adaptation network")
-    finally:
-        trainer.close()
-    if context.main:
+
+    def save() -> None:
         plan = context.plan
         info = {
             "structures": structures_of(context.study),
@@ -175,12 +144,12 @@ def adapt(context: StageContext) -> dict[str, Any]:
             "stride": list(plan.reference_stride),
             "made_by": lineage.made_by(iterations=trainer.total),
         }
-        save_student(trainer.network, lineage.folder, info)
-        checkpoints.clear()
-    context.device.accelerator.wait_for_everyone()
+        save_student(trainer.student, lineage.folder, info)
+
+    doing = "training the adaptation network"
+    done = train_stage(context, lineage, trainer, name=STAGE, doing=doing, save=save, cases=len(volumes))
     shutil.rmtree(folder.parent, ignore_errors=True)
-    context.emit("finished_stage", path=str(lineage.folder.relative_to(context.study.root)))
-    return {"skipped": False, "iterations": trainer.total, "continued_at": begin}
+    return done
 
 
 def prepare(

@@ -13,13 +13,12 @@ from typing import Any
 from ..foundation.checkpoints import RANDOM, build_foundation
 from ..foundation.store import load_tuned, save_tuned
 from ..foundation.tuning import WHOLE_ENCODER, apply_tuning
-from ..runtime.checkpoints import Checkpoints
-from ..runtime.loop import train
 from ..volumes import CachedVolume
 from .context import StageContext
 from .finetuner import FineTuner
 from .lineage import Lineage, foundation_lineage, shortened
 from .survey import keep_plan
+from .training import train_stage
 from .training_set import labeled_volumes
 
 STAGE = "finetune"
@@ -41,24 +40,16 @@ def finetune(context: StageContext) -> dict[str, Any]:
         context.emit("skipped", message="The foundation is already tuned on these labels.")
         return {"skipped": True}
     _say_what_to_expect(context, lineage)
-    identity = lineage.training_identity()
-    tuner = prepare(context, lineage, volumes, embeddings=embeddings_folder(context) / identity)
-    checkpoints = Checkpoints(context.study.runs_dir, context.run_dir, STAGE, identity)
-    context.emit(
-        "started", total=tuner.total, cases=len(tuner.source.volumes), continues=lineage.parent is not None
-    )
-    try:
-        begin = train(tuner, context, context.device, checkpoints, "fine-tuning the foundation")
-    finally:
-        tuner.close()
-    if context.main:
+    kept = embeddings_folder(context)
+    tuner = prepare(context, lineage, volumes, embeddings=kept / lineage.training_identity())
+
+    def save() -> None:
         made_by = lineage.made_by(iterations=tuner.total) | {"cases": sorted(tuner.source.volumes)}
         save_tuned(tuner.model, lineage.folder, made_by)
-        checkpoints.clear()
-        shutil.rmtree(embeddings_folder(context), ignore_errors=True)
-    context.device.accelerator.wait_for_everyone()
-    context.emit("finished_stage", path=str(lineage.folder.relative_to(context.study.root)))
-    return {"skipped": False, "iterations": tuner.total, "continued_at": begin}
+        shutil.rmtree(kept, ignore_errors=True)
+
+    doing, cases = "fine-tuning the foundation", len(tuner.source.volumes)
+    return train_stage(context, lineage, tuner, name=STAGE, doing=doing, save=save, cases=cases)
 
 
 def _say_what_to_expect(context: StageContext, lineage: Lineage) -> None:

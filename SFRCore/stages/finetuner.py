@@ -8,36 +8,25 @@ Bezier transform mapped to the volume's own range (``faithful`` restores both).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..foundation.checkpoints import RANDOM
 from ..foundation.sam import ClasswiseSAM
-from ..foundation.tuning import WHOLE_ENCODER
-from ..runtime.loop import made_ahead
-from ..runtime.optimise import Optimisation, seed_step
+from ..runtime.optimise import seed_step
 from ..ssl.losses import cross_entropy, segmentation_loss
-from ..ssl.schedules import learning_rate
 from ..volumes import CachedVolume, bezier_intensity
 from .context import StageContext
 from .data import CANVAS, LABELED, CropSource
 from .embeddings import EmbeddingPool
+from .training import SAMTrainer
 
 STAGE_SEED = 1
 IGNORE = 255
-WEIGHT_DECAY = 0.1
-RATES = {"lora": 1e-3, "adapter": 1e-3, "decoder": 1e-3, "encoder_decoder": 1e-4, "full": 1e-4}
-RANDOM_RATE = 1e-3
-"""Learning rate where every weight starts from random numbers."""
-WARM_UP = 0.05
-"""Share of the iterations in which the rate rises from 0 where the whole encoder is tuned."""
 POOL_PER_CASE = 16
 LARGEST_POOL = 96
 """Batches, of ``finetune_batch`` crops each, whose embeddings are computed once when only the decoder is
@@ -48,12 +37,14 @@ BEZIER_PROBABILITY = 0.5
 Canvas = tuple[Tensor, Tensor, Tensor]
 
 
-class FineTuner:
+class FineTuner(SAMTrainer[Canvas]):
     """One fine-tuning of a foundation model on canvases of B crops; see
     :class:`SFRCore.runtime.loop.Trainer`.
 
     ``embeddings`` is the folder of its own in which a tuning of the decoder keeps what it computed once.
     """
+
+    model: ClasswiseSAM
 
     def __init__(
         self,
@@ -65,7 +56,6 @@ class FineTuner:
         total: int,
         embeddings: Path | None = None,
     ) -> None:
-        self.context, self.total, self.tuning = context, total, tuning
         self.embeddings = embeddings
         plan, settings = context.plan, context.settings
         self.layout = context.layout()
@@ -77,18 +67,8 @@ class FineTuner:
             flip_axes=plan.flip_axes,
             faithful=settings.faithful,
         )
-        self.model = model.to(context.device.torch_device).train()
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trained, lr=RATES[tuning], betas=(0.9, 0.999), weight_decay=WEIGHT_DECAY
-        )
-        self.optimisation = Optimisation(context.device, self.model, optimizer)
-        anew = settings.foundation in RANDOM and tuning in WHOLE_ENCODER
-        self.rate = RANDOM_RATE if anew else RATES[tuning]
-        self.lean = False
         self.pool: EmbeddingPool | None = None
-        self.stack = ExitStack()
-        self.ahead = self.stack.enter_context(made_ahead(self.canvases))
+        super().__init__(context, model, self.canvases, tuning=tuning, total=total)
 
     def canvases(self, k: int) -> Canvas:
         """Images (B, N, S, S) float32, labels (B, N, S, S) with 255 where nothing is known, of step ``k``."""
@@ -142,42 +122,13 @@ class FineTuner:
                 images, labels, valid = (item.flatten(0, 1) for item in self.ahead.get(k))
                 logits = self.optimisation.model(images.unsqueeze(1).to(where))
         loss = self.loss(logits.float(), labels.to(where), valid.to(where))
-        rate = self._rate_at(k)
-        self.optimisation.set_rate(rate)
-        self.optimisation.descend(loss)
-        return {"loss": float(loss.detach()), "rate": rate}
-
-    def state(self) -> dict[str, Any]:
-        trained = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
-        return {"trained": trained, **self.optimisation.state()}
-
-    def restore(self, state: dict[str, Any], step: int) -> None:
-        self.model.load_state_dict(state["trained"], strict=False)
-        self.optimisation.restore(state)
-
-    def save_memory(self) -> bool:
-        if self.lean:
-            return False
-        self.lean = True
-        self.model.set_checkpointing(True)
-        return True
-
-    def close(self) -> None:
-        self.stack.close()
-        self.optimisation.close()
+        return self.descend(loss, self.rate_at(k))
 
     def loss(self, logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
         target = torch.where(valid, labels, torch.zeros_like(labels))
         if not self.context.settings.faithful:
             return segmentation_loss(logits, target, valid, epsilon=1e-10)
         return (cross_entropy(logits, target, valid) + _unmasked_dice(logits, target, valid)) / 2
-
-    def _rate_at(self, k: int) -> float:
-        """Polynomial decay from the full rate at step 0; a whole encoder warms up first."""
-        rate = learning_rate("poly", k, self.total, base=self.rate)
-        if self.tuning in WHOLE_ENCODER:
-            rate *= min(1.0, (k + 1) / max(1.0, WARM_UP * self.total))
-        return rate
 
     def _pooled(self, k: int) -> Canvas:
         """Canvases of step ``k`` from the fixed pool, their embeddings (B, D, s, s) computed once."""

@@ -7,7 +7,6 @@ volumes, with prompts about their connected components made as from a slightly w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -16,24 +15,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InputError
-from ..foundation.checkpoints import RANDOM
 from ..foundation.prompting import PromptedSAM, Prompts, build_prompted, load_prompted
 from ..foundation.store import save_tuned
-from ..foundation.tuning import WHOLE_ENCODER
-from ..runtime.checkpoints import Checkpoints
-from ..runtime.loop import made_ahead, train
-from ..runtime.optimise import Optimisation, seed_step
+from ..runtime.optimise import seed_step
 from ..ssl.losses import segmentation_loss
-from ..ssl.schedules import learning_rate
 from ..volumes import CachedVolume, bezier_intensity
 from .aslseg_models import prompted_lineage
 from .context import StageContext
 from .corruption import corrupt
 from .data import CANVAS
-from .finetuner import BEZIER_PROBABILITY, RANDOM_RATE, RATES, WARM_UP, WEIGHT_DECAY
+from .finetuner import BEZIER_PROBABILITY
 from .lineage import Lineage, recipe_options, shortened
 from .prompts import as_canvas, components, make_prompts
 from .survey import keep_plan
+from .training import SAMTrainer, train_stage
 from .training_set import labeled_volumes
 
 STAGE = "prompt"
@@ -45,8 +40,10 @@ Asked = tuple[Tensor, list[Prompts], Tensor]
 """Slices (B, 1, S, S), their prompts, and the true masks (sum of all N, S, S) int64."""
 
 
-class PromptTuner:
+class PromptTuner(SAMTrainer[Asked]):
     """One training of a prompted SAM on slices; see :class:`SFRCore.runtime.loop.Trainer`."""
+
+    model: PromptedSAM
 
     def __init__(
         self,
@@ -57,18 +54,9 @@ class PromptTuner:
         tuning: str,
         total: int,
     ) -> None:
-        self.context, self.total, self.tuning = context, total, tuning
         self.volumes = {case: volume for case, volume in volumes.items() if _has_foreground(volume)}
         self.kinds = str(recipe_options(context)["prompts"])
-        self.model = model.to(context.device.torch_device).train()
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        anew = context.settings.foundation in RANDOM and tuning in WHOLE_ENCODER
-        self.rate = RANDOM_RATE if anew else RATES[tuning]
-        optimizer = torch.optim.AdamW(trained, lr=self.rate, betas=(0.9, 0.999), weight_decay=WEIGHT_DECAY)
-        self.optimisation = Optimisation(context.device, self.model, optimizer)
-        self.lean = False
-        self.stack = ExitStack()
-        self.ahead = self.stack.enter_context(made_ahead(self.asked))
+        super().__init__(context, model, self.asked, tuning=tuning, total=total)
 
     def asked(self, k: int) -> Asked:
         """Slices, prompts and true masks of step ``k``."""
@@ -90,31 +78,7 @@ class PromptTuner:
         both = torch.stack([torch.zeros_like(logits), logits], 1).float()
         target = masks.to(where)
         loss = segmentation_loss(both, target, torch.ones_like(target, dtype=torch.bool), epsilon=1e-10)
-        rate = learning_rate("poly", k, self.total, base=self.rate)
-        if self.tuning in WHOLE_ENCODER:
-            rate *= min(1.0, (k + 1) / max(1.0, WARM_UP * self.total))
-        self.optimisation.set_rate(rate)
-        self.optimisation.descend(loss)
-        return {"loss": float(loss.detach()), "rate": rate}
-
-    def state(self) -> dict[str, Any]:
-        trained = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
-        return {"trained": trained, **self.optimisation.state()}
-
-    def restore(self, state: dict[str, Any], step: int) -> None:
-        self.model.load_state_dict(state["trained"], strict=False)
-        self.optimisation.restore(state)
-
-    def save_memory(self) -> bool:
-        if self.lean:
-            return False
-        self.lean = True
-        self.model.base.set_checkpointing(True)
-        return True
-
-    def close(self) -> None:
-        self.stack.close()
-        self.optimisation.close()
+        return self.descend(loss, self.rate_at(k))
 
     def _slice(self, index: int) -> tuple[Tensor, Prompts, Tensor]:
         """A slice through a random voxel of a structure, with prompts about the pieces of that structure."""
@@ -165,19 +129,12 @@ def tune_prompted(context: StageContext) -> dict[str, Any]:
         context.emit("skipped", message="SAM has learned to answer prompts about these labels.")
         return {"skipped": True}
     tuner = prepare(context, lineage, volumes)
-    identity = lineage.training_identity()
-    checkpoints = Checkpoints(context.study.runs_dir, context.run_dir, STAGE, identity)
-    context.emit("started", total=tuner.total, cases=len(tuner.volumes), continues=lineage.parent is not None)
-    try:
-        begin = train(tuner, context, context.device, checkpoints, "tuning SAM with prompts")
-    finally:
-        tuner.close()
-    if context.main:
+
+    def save() -> None:
         save_tuned(tuner.model.base, lineage.folder, lineage.made_by(iterations=tuner.total))
-        checkpoints.clear()
-    context.device.accelerator.wait_for_everyone()
-    context.emit("finished_stage", path=str(lineage.folder.relative_to(context.study.root)))
-    return {"skipped": False, "iterations": tuner.total, "continued_at": begin}
+
+    doing, cases = "tuning SAM with prompts", len(tuner.volumes)
+    return train_stage(context, lineage, tuner, name=STAGE, doing=doing, save=save, cases=cases)
 
 
 def prepare(context: StageContext, lineage: Lineage, volumes: Mapping[str, CachedVolume]) -> PromptTuner:

@@ -7,7 +7,7 @@ three, and how sure the network is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,8 +36,9 @@ STAGE = "refine"
 KIND = "pseudo_label"
 
 
-def refine(context: StageContext, number: int, student: Lineage, *, needed: Callable[[Selection], bool]
-           ) -> tuple[Selection, dict[str, Any]]:  # fmt: skip
+def refine(
+    context: StageContext, number: int, student: Lineage, *, needed: Callable[[Selection], bool]
+) -> tuple[Selection, dict[str, Any]]:
     """Write a refined pseudo-label of every unlabeled case, and say which are reliable.
 
     ``student``: that of the round before. ``needed`` tells whether the pseudo-labels of a selection that is
@@ -104,8 +105,24 @@ def refine(context: StageContext, number: int, student: Lineage, *, needed: Call
         total=recipe_options(context)["rounds"],
         reliable_fraction=round(len(chosen.cases) / len(results), 4),
     )
+    if not chosen.cases:
+        _say_none_is_reliable(context, number, numbers)
     context.emit("finished_stage", cases=done)
     return chosen, {"skipped": False, "cases": done, "reliable": len(chosen.cases)}
+
+
+def _say_none_is_reliable(
+    context: StageContext, number: int, numbers: Mapping[str, Mapping[str, Any]]
+) -> None:
+    options = recipe_options(context)
+    best = max(numbers.values(), key=lambda judged: judged["agreement"] or 0.0)
+    context.warn(
+        f"No pseudo-label of round {number} is reliable, so its student learns from the labels alone: "
+        f"agreement {best['agreement'] or 0:.2f} and certainty {best['certainty'] or 0:.2f} at best, "
+        f"{options['agreement']:g} and {options['certainty']:g} are asked for.",
+        code="none_reliable",
+        hint="Train longer, or ask for less: --recipe-option agreement=VALUE certainty=VALUE.",
+    )
 
 
 class _Models:

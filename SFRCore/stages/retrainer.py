@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..runtime.checkpoints import Checkpoints
 from ..runtime.files import atomic_path
-from ..runtime.loop import Ahead, made_ahead, train
+from ..runtime.loop import Ahead, made_ahead
 from ..runtime.optimise import Optimisation, seed_step
 from ..ssl import get_method
 from ..ssl.contract import (
@@ -44,6 +43,7 @@ from .context import StageContext
 from .data import LABELED, UNLABELED, CropSource, make_batch
 from .inference import network_probabilities, student_windows
 from .lineage import Lineage
+from .training import train_stage
 
 STAGE_SEED = 2
 MOMENTUM = 0.9
@@ -332,30 +332,24 @@ def make_method(context: StageContext, guided: bool) -> Method:
 
 def train_student(context: StageContext, lineage: Lineage, trainer: Retrainer) -> dict[str, Any]:
     """Train to the end, from this student's newest checkpoint if there is one, and save the student."""
-    study = context.study
-    name = "-".join(lineage.folder.relative_to(study.models_dir).parts)
-    checkpoints = Checkpoints(study.runs_dir, context.run_dir, name, lineage.training_identity())
     if lineage.parent is not None:
         trainer.companions = load_companions(lineage.folder)
-    context.emit(
-        "started",
-        total=trainer.total,
-        labeled=len(trainer.labeled),
-        unlabeled=len(trainer.unlabeled),
-        continues=lineage.parent is not None,
-    )
-    try:
-        begin = train(trainer, context, context.device, checkpoints, "training the student")
-    finally:
-        trainer.close()
-    if context.main:
+
+    def save() -> None:
         companions = save_companions(trainer.method, lineage.folder)
         info = student_info(context, lineage, trainer) | ({"companions": companions} if companions else {})
         save_student(trainer.method.student, lineage.folder, info)
-        checkpoints.clear()
-    context.device.accelerator.wait_for_everyone()
-    context.emit("finished_stage", path=str(lineage.folder.relative_to(study.root)))
-    return {"skipped": False, "iterations": trainer.total, "continued_at": begin}
+
+    return train_stage(
+        context,
+        lineage,
+        trainer,
+        name="-".join(lineage.folder.relative_to(context.study.models_dir).parts),
+        doing="training the student",
+        save=save,
+        labeled=len(trainer.labeled),
+        unlabeled=len(trainer.unlabeled),
+    )
 
 
 def student_info(context: StageContext, lineage: Lineage, trainer: Retrainer) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from SFRCore.report import write_report
 from SFRCore.runtime import loop
 from SFRCore.runtime.devices import choose_device
 from SFRCore.settings import Settings
-from SFRCore.stages.adaptation import BOTH, _batch, with_guesses
+from SFRCore.stages.adaptation import BOTH, guessed_batch, with_guesses
 from SFRCore.stages.aslseg_models import adaptation_lineage, prompted_lineage
 from SFRCore.stages.context import StageContext
 from SFRCore.stages.corruption import corrupt
@@ -267,7 +267,7 @@ def test_a_batch_has_what_both_the_student_and_sam_guessed() -> None:
         image=np.zeros(guess.shape, np.float32), label=np.zeros(guess.shape, np.uint8), foreground=None
     )
     source = CropSource({"a": volume}, (16, 16, 16), 1, LABELED, flip_axes=(0,), overrides={"a": guess})  # type: ignore[dict-item]
-    batch = _batch(source, 0, 0, 1)
+    batch = guessed_batch(source, 0, 0, 1)
     assert batch.pseudo_labels is not None
     inputs = with_guesses(batch.labeled_images, batch.pseudo_labels, 3)
     assert inputs.mean((0, 2, 3, 4)).tolist() == [0, 1, 0, 0, 1]
@@ -332,8 +332,10 @@ def test_rounds_add_reliable_cases_and_never_a_label(study: Study) -> None:
 
 
 def test_nothing_reliable_leaves_the_labels_alone(study: Study) -> None:
-    done, _ = run(study, options={"rounds": 1, "certainty": 1.0, "corruptions": 1})
+    done, events = run(study, options={"rounds": 1, "certainty": 1.0, "corruptions": 1})
     assert done["refine 1"]["reliable"] == 0
+    (said,) = [event for event in events if event.get("code") == "none_reliable"]
+    assert "of round 1 is reliable" in said["message"] and "0.7 and 1 are asked for" in said["message"]
     made = json.loads((study.models_dir / "aslseg-mean_teacher" / "student.json").read_text())["made_by"]
     assert made["labeled"] == ["case_01", "case_02"] and made["unlabeled"] == ["case_03", "case_04"]
 

@@ -292,6 +292,21 @@ def test_a_stage_that_starts_anew_replaces_its_curve(tmp_path: Path) -> None:
         read_history(tmp_path, "c")
 
 
+def test_a_finished_stage_that_runs_again_counts_anew(tmp_path: Path) -> None:
+    def run(start: float, stages: dict[str, int]) -> list[dict[str, Any]]:
+        events: list[dict[str, Any]] = []
+        for stage, cases in stages.items():
+            events += [{"time": start, "stage": stage, "event": "started" if cases else "skipped"}]
+            events += [{"time": start + 1 + n, "stage": stage, "event": "case"} for n in range(cases)]
+            start += 10
+        return [*events, {"time": start, "event": "finished"}]
+
+    write_run(tmp_path / "runs", "a", run(0, {"pseudolabel": 4, "predict": 5}), start=0)
+    write_run(tmp_path / "runs", "b", run(100, {"predict": 0, "pseudolabel": 2}), start=100)
+    shown = [(stage.stage, stage.cases, stage.seconds) for stage in read_history(tmp_path).stages]
+    assert shown == [("predict", 5, 5.0), ("pseudolabel", 2, 2.0)]
+
+
 def test_progress_without_a_loss_is_no_curve(tmp_path: Path) -> None:
     events = [
         {"time": 1, "stage": "predict", "event": "progress", "step": 1, "total": 2, "doing": "reading"},

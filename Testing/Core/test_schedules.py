@@ -139,6 +139,6 @@ def test_fine_tuning_falls_from_the_full_rate_as_the_released_loop() -> None:
     total, rate, iteration = 50, 1e-3, 0
     tuner = SimpleNamespace(rate=1e-3, total=total, tuning="lora")
     while iteration < total:
-        assert FineTuner._rate_at(tuner, iteration) == pytest.approx(rate)  # type: ignore[arg-type]
+        assert FineTuner.rate_at(tuner, iteration) == pytest.approx(rate)  # type: ignore[arg-type]
         iteration += 1  # the released loop counts, then sets the rate of the iteration after
         rate = 1e-3 * (1 - iteration / total) ** 0.9
