@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,7 +22,9 @@ from SFRCore.recipes import get_recipe
 from SFRCore.report import write_report
 from SFRCore.report.history import read_history
 from SFRCore.runtime import loop
-from SFRCore.stages import selection
+from SFRCore.ssl.contract import Batch, Step, pseudo_label_loss
+from SFRCore.stages import retrainer, selection
+from SFRCore.stages.finetuner import FineTuner
 from SFRCore.stages.lineage import shortened
 from SFRCore.stages.selection import SelectiveTrainer, crop_confidence
 from SFRCore.students import vnet
@@ -167,6 +171,50 @@ def test_uncertain_crops_leave_sam_alone(study: Study, monkeypatch: pytest.Monke
     assert len(warned) == 1 and "no crop" in warned[0]["message"] and "threshold=" in warned[0]["hint"]
 
 
+def test_of_a_mixed_batch_one_crop_goes_to_sam_and_the_other_learns_from_it(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[Batch] = []
+    students: list[torch.Tensor] = []
+    shown: list[tuple[np.ndarray, np.ndarray]] = []
+    pulls: list[torch.Tensor] = []
+    gradient, canvas = SelectiveTrainer._foundation_gradient, FineTuner.canvas
+    within = False
+
+    def judged(trainer: SelectiveTrainer, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        batches.append(batch)
+        students.append(torch.randint(0, 3, batch.unlabeled_valid.shape))
+        return torch.tensor([0.99, 0.5]), students[-1]
+
+    def updated(trainer: SelectiveTrainer, step: int, batch: Batch, labels: torch.Tensor) -> None:
+        nonlocal within
+        within = True
+        gradient(trainer, step, batch, labels)
+        within = False
+
+    def drawn(tuner: FineTuner, rng: Any, image: np.ndarray, label: np.ndarray, valid: np.ndarray) -> Any:
+        if within:
+            shown.append((image, label))
+        return canvas(tuner, rng, image, label, valid)
+
+    def guided(step: Step, batch: Batch, weight: float = 1.0) -> torch.Tensor:
+        loss = pseudo_label_loss(step, batch, weight)
+        pulls.append(torch.autograd.grad(loss, step.unlabeled_logits[0], retain_graph=True)[0])
+        return loss
+
+    monkeypatch.setattr(SelectiveTrainer, "_judged", judged)
+    monkeypatch.setattr(SelectiveTrainer, "_foundation_gradient", updated)
+    monkeypatch.setattr(FineTuner, "canvas", drawn)
+    monkeypatch.setattr(retrainer, "pseudo_label_loss", guided)
+    run(study, options={"warm_up": 0.0}, iterations_retrain=2)
+    assert len(batches) == len(pulls) == 2 and len(shown) == 2 * 3
+    for batch, labels, pull, crops in zip(batches, students, pulls, (shown[:3], shown[3:]), strict=True):
+        images = [*batch.labeled_images, batch.unlabeled_images[0]]
+        for (image, label), source, target in zip(crops, images, [*batch.labels, labels[0]], strict=True):
+            assert np.array_equal(image, source[0]) and np.array_equal(label, target)
+        assert not pull[0].any() and pull[1].any()
+
+
 def test_rounds_and_kept_crops(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     spy = Spy(monkeypatch)
     run(
@@ -256,11 +304,13 @@ def test_what_is_done_is_skipped_and_new_labels_continue_it(study: Study) -> Non
     done, _ = run(study, options=other)
     assert done["finetune"]["skipped"] and done["selective"]["iterations"] == 6
     case = study.unlabeled_cases()[0].id
-    study.accept_prediction(case) if hasattr(study, "accept_prediction") else study.set_role(
-        [case], "ignored"
-    )
+    study.accept(case)
+    assert len(study.labeled_cases()) == 3 and study.case(case).label_origin == "accepted"
     done, _ = run(study, options=other)
+    assert done["finetune"]["iterations"] == shortened(2)
     assert done["selective"]["iterations"] == shortened(6)
+    made_by = json.loads((study.root / STUDENT).with_suffix(".json").read_text())["made_by"]
+    assert case in made_by["labeled"] and made_by["parent"]
 
 
 def test_the_estimate_counts_sam_s_updates(study: Study) -> None:
