@@ -52,6 +52,29 @@ def test_adapters_change_nothing_at_first() -> None:
     assert not adapter.lora_B["default"].weight.any()
 
 
+@pytest.mark.parametrize("rank", [4, 2])
+def test_adapters_add_low_rank_products_to_the_first_and_last_third_of_qkv(rank: int) -> None:
+    """The reference's _LoRA_qkv written out: qkv(x), its q part + B_q A_q x, its v part + B_v A_v x."""
+    drawn = torch.Generator().manual_seed(5)
+    plain, model = tiny(), apply_tuning(tiny(), "lora", rank=rank)
+    for number in (0, 5):
+        before, attention = plain.image_encoder.blocks[number].attn, model.image_encoder.blocks[number].attn
+        dim = before.q.in_features
+        x = torch.randn(2, 3, 3, dim, generator=drawn)
+        expected = torch.cat([before.q(x), before.k(x), before.v(x)], -1)
+        for part, first in (("q", 0), ("v", 2 * dim)):
+            adapter = getattr(attention, part)
+            up, down = adapter.lora_B["default"].weight, adapter.lora_A["default"].weight
+            assert up.shape == (dim, rank) and down.shape == (rank, dim)
+            with torch.no_grad():
+                up.copy_(torch.randn(up.shape, generator=drawn))
+            added = adapter.scaling["default"] * (x @ down.T) @ up.T
+            assert added.abs().max() > 0.5, "far above rounding"
+            expected[..., first : first + dim] += added
+        found = torch.cat([attention.q(x), attention.k(x), attention.v(x)], -1)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_adapters_of_vit_b_have_the_size_of_the_reference() -> None:
     with torch.device("meta"):
         model = ClasswiseSAM(SPECS["vit_b"], classes=2)
