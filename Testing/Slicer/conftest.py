@@ -19,12 +19,21 @@ import headless  # noqa: E402
 environment = headless.start()
 
 import slicer  # noqa: E402
+from event_loop import said  # noqa: E402
 from headless import qt_rules, scripted  # noqa: E402
 
 MODULE = ROOT / "SFRSegmentation" / "SFRSegmentation.py"
 started = environment.errors.drain()
 if started:
     raise RuntimeError(f"the environment did not start cleanly: {started}")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What the tests measured, also where all of them passed."""
+    if said:
+        terminalreporter.section("measured")
+        for text in said:
+            terminalreporter.line(text)
 
 
 @pytest.fixture(autouse=True)

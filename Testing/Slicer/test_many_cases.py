@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import slicer
-from event_loop import Stopwatch
+from event_loop import LIMIT, Stopwatch, measured
 from panel_tools import give_result
 
 from SFRCore.study import Case, Study
@@ -37,18 +37,19 @@ def test_finished_cases_do_not_hold_the_event_loop(widget, many, key):
     widget.logic.openStudy(many.root)
     widget.panel.open(key)
     slicer.app.processEvents()
-    session, taken = widget.logic.session, {}
-    # The shortest of four: the work is the same each time, and what others do to the machine is not.
-    for round, what in enumerate(("results", "progress", "job") * 4):
+    session = widget.logic.session
+    taken = {"results": [], "progress": [], "job": []}
+    for round, what in enumerate([*taken] * 4):
         session.fresh = [f"case_{round:04d}", f"case_{CASES // 2:04d}"]
         give_result(many, session.fresh[0], dice=0.9 - 0.05 * round)
         watch = Stopwatch()
         session.changed(what)
         slicer.app.processEvents()
-        taken[what] = min(taken.get(what, 60.0), watch.seconds())
-    told = ", ".join(f"{what} {1e3 * seconds:.0f} ms" for what, seconds in taken.items())
-    print(f"{CASES} cases, step {key} open: {told}")
-    assert max(taken.values()) < 0.1
+        taken[what].append(watch.seconds())
+    told = ", ".join(f"{what} {1e3 * max(seconds):.0f} ms" for what, seconds in taken.items())
+    measured(f"{CASES} cases, step {key} open: event loop held by {told} at most")
+    # As EventLoop.is_free: one of the four may be held up by what else the machine does.
+    assert all(sorted(seconds)[-2] < LIMIT and max(seconds) < 3 * LIMIT for seconds in taken.values())
     steps = widget.panel.steps
     assert len(steps["review"].queue) == len(steps["results"].rows) == CASES
     assert steps["review"].queue[0].expected_dice == min(item.expected_dice for item in steps["review"].queue)

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 import slicer
+from event_loop import measured
 from panel_tools import Answers, study_of
 
 MODULE = Path(__file__).resolve().parents[2] / "SFRSegmentation"
@@ -47,7 +48,7 @@ def test_opens_at_once(widget):
     begin = time.perf_counter()
     slicer.util.reloadScriptedModule("SFRSegmentation")
     taken = time.perf_counter() - begin
-    print(f"the panel is there after {taken:.2f} s")
+    measured(f"the panel is there after {taken:.2f} s")
     assert taken < 1.5
 
 

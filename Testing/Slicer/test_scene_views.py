@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import slicer
 import vtk
+from headless.views import SliceView
 from scene_tools import GEOMETRIES, addCase, addResult, geometry, labelArray, studyOf, volumeNode
 from SFRSegmentationLib.case_view import CaseView
 from SFRSegmentationLib.doubt import set_threshold
@@ -15,7 +16,8 @@ SLICE = 2
 
 
 @pytest.fixture
-def red():
+def red() -> SliceView:
+    """A slice view of the harness, of a size at which voxels can be counted."""
     view = slicer.app.layoutManager().sliceWidget("Red")
     if view.window is None:
         view.size = (SIZE, SIZE)
