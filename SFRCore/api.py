@@ -325,6 +325,7 @@ def _numbers(context: StageContext, stages: Sequence[str]) -> dict[str, Any]:
     return {
         "reasons": list(plan.reasons),
         "preset": plan.preset,
+        "student": context.student,
         "patch": list(plan.patch),
         "canvas": plan.canvas,
         "zoom": plan.zoom,

@@ -25,7 +25,8 @@ class Preset:
     axes are mirrored with probability one half ("in_plane", "left_right", "none", "auto"). With the
     schedule "step" the learning rate falls to a tenth after each fraction ``step_every`` of the training.
     ``short_rate`` raises the student's learning rate where the training is shorter than the reference's.
-    ``ramp`` is (largest weight, T, q) of the consistency weight at ``reference_iterations``.
+    ``ramp`` is (largest weight, T, q) of the consistency weight at ``reference_iterations``. ``student`` is
+    the network that is trained where the user names none.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Preset:
     reference_iterations: int = 6000
     reference_stride: Triple | None = None
     depth_to_patch: bool = False
+    student: str = "vnet"
 
 
 PRESETS: dict[str, Preset] = {
@@ -73,6 +75,7 @@ PRESETS: dict[str, Preset] = {
             normalisation="zscore_nonzero",
             flip="in_plane",
             reference_stride=(64, 64, 64),
+            student="unet3d",
         ),
         Preset(
             "btcv",

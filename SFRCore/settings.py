@@ -41,7 +41,7 @@ class Settings:
     foundation: str = "tiny"
     tuning: str | None = None
     input: str = "stitched"
-    student: str = "vnet"
+    student: str | None = None
     pseudo_labels: str = "cached"
     device: str = "auto"
     precision: str = "auto"

@@ -166,9 +166,9 @@ def describe_estimate(event: Mapping[str, Any]) -> str:
 
 
 def describe_plan(event: Mapping[str, Any]) -> str:
-    """What a run is going to do it with: device, preset, patch, and why they were chosen so."""
+    """What a run is going to do it with: device, preset, student, patch, and why they were chosen so."""
     patch = " x ".join(str(number) for number in event.get("patch") or ())
-    facts = {"device": event.get("device"), "preset": event.get("preset"), "patch": patch}
+    facts = {name: event.get(name) for name in ("device", "preset", "student")} | {"patch": patch}
     text = ", ".join(f"{name} {value}" for name, value in facts.items() if value)
     return "\n".join([text[:1].upper() + text[1:], *(f"  {reason}" for reason in event.get("reasons") or ())])
 

@@ -60,7 +60,8 @@ Input = Annotated[
     ),
 ]
 Student = Annotated[
-    str | None, typer.Option(help="Network that predicts in the end: vnet or unet3d.", show_default="vnet")
+    str | None,
+    typer.Option(help="Network that predicts in the end: vnet or unet3d.", show_default="by the preset"),
 ]
 PseudoLabels = Annotated[
     str | None,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from SFRCore.errors import InputError
+from SFRCore.presets import get_preset
 from SFRCore.runtime.files import read_json, write_json
 from SFRCore.runtime.identity import file_identity
 from SFRCore.settings import Settings
@@ -130,6 +131,8 @@ def snapshot(study: Study, folder: Path, settings: Settings, cases: str) -> Stud
     now = _made_from(study, settings, cases)
     if (folder / DESCRIPTION).is_file():
         before = read_json(folder / DESCRIPTION)
+        if "settings" in before:  # an older SFR had fewer of them
+            before["settings"] = _shared(Settings(), study) | before["settings"]
         changed = [key for key, value in now.items() if before.get(key, value) != value]
         if changed:
             raise InputError(
@@ -162,8 +165,6 @@ def snapshot(study: Study, folder: Path, settings: Settings, cases: str) -> Stud
 def _made_from(study: Study, settings: Settings, cases: str) -> dict[str, Any]:
     """What all rows share, in plain values as JSON gives them back."""
     used = [case for case in study.cases.values() if case.role != "ignored"]
-    shared = {name: value for name, value in settings.to_dict().items() if name not in ROW_SETTINGS}
-    shared["patch"] = list(settings.patch) if settings.patch else None
     labels, references = {}, {}
     for case in used:
         labels[case.id] = _hash(study.label_path(case.id) if case.role == "labeled" else None)
@@ -175,9 +176,17 @@ def _made_from(study: Study, settings: Settings, cases: str) -> dict[str, Any]:
         "structures": [[structure.value, structure.name] for structure in study.structures],
         "preset": study.preset,
         "roles": {case.id: case.role for case in used},
-        "settings": shared,
+        "settings": _shared(settings, study),
         "scored cases": cases,
     }
+
+
+def _shared(settings: Settings, study: Study) -> dict[str, Any]:
+    """The settings of all rows, in plain values as JSON gives them back."""
+    shared = {name: value for name, value in settings.to_dict().items() if name not in ROW_SETTINGS}
+    shared["patch"] = list(settings.patch) if settings.patch else None
+    shared["student"] = settings.student or get_preset(settings.preset or study.preset).student
+    return shared
 
 
 def _hash(path: Path | None) -> str:

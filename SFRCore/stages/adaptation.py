@@ -167,7 +167,7 @@ def prepare(
         total = shortened(total)
     else:
         with seeded(settings.seed):
-            network = make_student(settings.student, in_channels=1 + 2 * (classes - 1), classes=classes)
+            network = make_student(context.student, in_channels=1 + 2 * (classes - 1), classes=classes)
     return AdaptationTrainer(context, volumes, guesses, network, total=total)
 
 

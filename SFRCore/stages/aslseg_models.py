@@ -87,7 +87,7 @@ def adaptation_lineage(context: StageContext) -> Lineage:
     recipe = {
         "stage": "adapt",
         "prompted": prompted.recipe,
-        "student": settings.student,
+        "student": context.student,
         "prompts": options["prompts"],
         "corruptions": options["corruptions"],
         "seed": settings.seed,

@@ -13,6 +13,7 @@ import torch
 from ..errors import Cancelled, SFRError
 from ..inputs import Layout, make_layout
 from ..planning import Plan
+from ..presets import get_preset
 from ..runtime.devices import Device, explained_memory, is_out_of_memory
 from ..runtime.jobs import Worker
 from ..settings import Settings
@@ -91,6 +92,11 @@ class StageContext:
     @property
     def cache(self) -> VolumeCache:
         return VolumeCache(self.study.cache_dir, self.plan.preprocessing)
+
+    @property
+    def student(self) -> str:
+        """The name of the network that this run trains: the user's, else the preset's."""
+        return self.settings.student or get_preset(self.plan.preset).student
 
     def layout(self) -> Layout:
         """How this run shows patches to SAM; InputError where its input does not suit the plan."""

@@ -247,7 +247,7 @@ def _pseudolabel_seconds(context: StageContext, stale: bool) -> float:
 def _predict_seconds(context: StageContext, cases: int | None = None) -> float:
     """Of so many cases, or of all that are not labeled."""
     classes = len(context.plan.preprocessing.values) + 1
-    network = make_student(context.settings.student, in_channels=1, classes=classes).eval()
+    network = make_student(context.student, in_channels=1, classes=classes).eval()
     network = network.to(context.device.torch_device)
     if cases is None:
         cases = len(context.study.unlabeled_cases()) + len(context.study.test_cases())

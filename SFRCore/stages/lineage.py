@@ -214,7 +214,7 @@ def student_lineage(context: StageContext, options: Mapping[str, Any] | None = N
     guided = uses_pseudo_labels(context)
     recipe = {
         "stage": "selective" if trains_selectively(context) else "retrain",
-        "student": settings.student,
+        "student": context.student,
         "ssl": settings.ssl,
         "options": dict(settings.method_options),
         "pseudo_labels": ("online" if makes_labels_online(context) else "cached") if guided else "none",

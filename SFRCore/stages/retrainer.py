@@ -313,7 +313,7 @@ def make_method(context: StageContext, guided: bool) -> Method:
     classes = len(plan.preprocessing.values) + 1
 
     def build(**overrides: Any) -> Any:
-        return make_student(settings.student, **({"in_channels": 1, "classes": classes} | overrides))
+        return make_student(context.student, **({"in_channels": 1, "classes": classes} | overrides))
 
     method = kind(
         MethodContext(
@@ -357,7 +357,7 @@ def student_info(context: StageContext, lineage: Lineage, trainer: Retrainer) ->
     settings, plan, study = context.settings, context.plan, context.study
     method = trainer.method
     return {
-        "student": settings.student,
+        "student": context.student,
         "student_options": dict(method.student.options),
         "in_channels": 1,
         "classes": len(plan.preprocessing.values) + 1,

@@ -15,7 +15,7 @@ from . import catalogue
 from .train_words import device_choices, foundation_words, recipe_words, student_words, tuning_words
 
 DEFAULTS = {
-    "recipe": "sfr", "ssl": "mean_teacher", "student": "vnet", "tuning": "", "device": "auto",
+    "recipe": "sfr", "ssl": "mean_teacher", "student": "", "tuning": "", "device": "auto",
     "iterations_finetune": 0, "iterations_retrain": 0,
 }  # fmt: skip
 
@@ -43,7 +43,7 @@ class RunChoices:
         for name, words in catalogue.methods().items():
             ui.methodCombo.addItem(words.partition(":")[0], name)
             ui.methodCombo.setItemData(ui.methodCombo.count - 1, words, qt.Qt.ToolTipRole)
-        for name in catalogue.students():
+        for name in ("", *catalogue.students()):
             ui.studentCombo.addItem(student_words().get(name, name), name)
         for name, words in tuning_words().items():
             ui.tuningCombo.addItem(words, name)

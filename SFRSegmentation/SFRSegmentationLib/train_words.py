@@ -52,8 +52,8 @@ def recipe_words() -> dict[str, str]:
 
 
 def student_words() -> dict[str, str]:
-    """The student networks by name, as they are known."""
-    return {"vnet": _("V-Net"), "unet3d": _("3D U-Net")}
+    """The student networks by name, as they are known; "" leaves it to the preset."""
+    return {"": _("As suits the kind of data"), "vnet": _("V-Net"), "unet3d": _("3D U-Net")}
 
 
 def tuning_words() -> dict[str, str]:

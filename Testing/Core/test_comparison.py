@@ -125,6 +125,14 @@ def test_a_reference_or_an_image_that_was_replaced_is_not_mixed_in(study: Study)
     write_json(folder / "comparison.json", earlier)
     snapshot(study, folder, settings, "test cases")
     write_json(folder / "comparison.json", kept)
+    assert kept["settings"]["student"] == "vnet"
+    snapshot(study, folder, settings.with_(student="vnet"), "test cases")
+    older = {name: value for name, value in kept["settings"].items() if name != "input"}
+    write_json(folder / "comparison.json", kept | {"settings": older})
+    snapshot(study, folder, settings, "test cases")
+    with pytest.raises(InputError, match="begun with other settings"):
+        snapshot(study, folder, settings.with_(input="small"), "test cases")
+    write_json(folder / "comparison.json", kept)
     image = study.image_path("case_04")
     sitk.WriteImage(sitk.ReadImage(str(image)) + 1, str(image))
     study.preset = "left_atrium"

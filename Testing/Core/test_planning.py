@@ -12,6 +12,7 @@ from SFRCore.errors import InputError
 from SFRCore.planning import CaseShape, Plan, make_plan, with_settings
 from SFRCore.presets import PRESETS, get_preset
 from SFRCore.settings import Settings
+from SFRCore.students import student_types
 from SFRCore.volumes import Normalisation
 
 GIGABYTE = 1 << 30
@@ -53,6 +54,12 @@ def test_presets_have_the_papers_numbers(preset, patch, stride, iterations, ramp
         ramp,
     )
     assert (plan.canvas, plan.zoom) == (1024, 1)
+
+
+def test_brats_trains_the_papers_network_and_all_others_the_v_net() -> None:
+    assert {preset.student for preset in PRESETS.values()} <= set(student_types())
+    assert [name for name, preset in PRESETS.items() if preset.student != "vnet"] == ["brats"]
+    assert get_preset("brats").student == "unet3d"
 
 
 def test_auto_patch_holds_the_95th_percentile_in_steps_of_16() -> None:

@@ -72,6 +72,26 @@ def test_a_student_that_is_finished_leaves_another_s_checkpoints(
     assert not list(study.runs_dir.glob("*/checkpoints/*.pt"))
 
 
+def test_the_preset_names_the_student_that_nobody_chose(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks = {name: type(name, (Pyramid,), {"name": name}) for name in ("vnet", "unet3d")}
+    monkeypatch.setattr(registry, "student_types", lambda: networks)
+
+    def trained(**changes: Any) -> Any:
+        events: list[dict[str, Any]] = []
+        done = retrain(study, "supervised", on_event=events.append, **changes)
+        told = json.loads((study.models_dir / "baseline-supervised/student.json").read_text())
+        planned = next(event["student"] for event in events if event["event"] == "plan")
+        assert planned == told["student"] == told["made_by"]["settings"]["student"]
+        return planned, done["skipped"]
+
+    assert trained() == ("vnet", False) and trained(student="vnet") == ("vnet", True)
+    assert trained(preset="brats") == ("unet3d", False)
+    assert trained(preset="brats", student="unet3d") == ("unet3d", True)
+    assert trained(preset="brats", student="vnet") == ("vnet", False)
+
+
 def test_new_labels_go_on_from_every_network_of_the_method(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:

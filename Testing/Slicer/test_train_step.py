@@ -83,6 +83,8 @@ def test_settings_reach_the_command_line_and_come_back(step, pretend):
     pretend("quick")
     step.choices.choose("preset", "hippocampus")
     step.choices.choose("ssl", "ua_mt")
+    assert step.choices.value("student") == "" and "student" not in step.choices.options()
+    step.choices.choose("student", "vnet")
     step.ui.finetuneSteps.value = 12
     step.ui.finetuneButton.click()
     turn(step, ended(step))
@@ -92,9 +94,10 @@ def test_settings_reach_the_command_line_and_come_back(step, pretend):
     root = step.session.study.root
     step.logic.closeStudy()
     step.choices.choose("ssl", "mean_teacher")
+    step.choices.choose("student", "")
     step.logic.openStudy(root)
     assert step.choices.value("ssl") == "ua_mt" and step.ui.finetuneSteps.value == 12
-    assert step.choices.value("preset") == "hippocampus"
+    assert step.choices.value("preset") == "hippocampus" and step.choices.value("student") == "vnet"
 
 
 def test_progress_curve_and_remaining_time(step, tmp_path):
