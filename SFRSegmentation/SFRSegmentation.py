@@ -149,12 +149,16 @@ class SFRSegmentationLogic(ScriptedLoadableModuleLogic, StudyLogic):
     def __init__(self, parent=None):
         ScriptedLoadableModuleLogic.__init__(self, parent)
         self.session = Session()
+        self._parameters = None
 
     def getParameterNode(self):
-        """The scene's parameter node; a new wrapper each time."""
+        """The scene's parameter node, in one wrapper: each observes the node for good."""
         from SFRSegmentationLib.parameters import SFRParameterNode
 
-        return SFRParameterNode(super().getParameterNode())
+        node = super().getParameterNode()
+        if self._parameters is None or self._parameters.parameterNode is not node:
+            self._parameters = SFRParameterNode(node)
+        return self._parameters
 
 
 class SFRSegmentationTest(ScriptedLoadableModuleTest):

@@ -34,7 +34,7 @@ class Panel:
         self.ui = slicer.util.childWidgetVariables(widget)
         self.parameters: Any = None
         self.steps: dict[str, Any] = {}
-        self._guiTags: list[Any] = []
+        self._guiTag: int | None = None
         self._words = {
             EMPTY: _("nothing yet"), READY: _("ready"), RUNNING: _("running"), DONE: _("done"),
         }  # fmt: skip
@@ -124,13 +124,19 @@ class Panel:
 
     def setParameters(self, parameters: Any) -> None:
         """Bind the widgets to a parameter node, or to none."""
-        if self.parameters is not None:
-            for tag in self._guiTags:
-                self.parameters.disconnectGui(tag)
-        self._guiTags = []
+        if self._guiTag is not None:
+            self.parameters.disconnectGui(self._guiTag)
+        self._guiTag = None
         self.parameters = parameters
         if parameters is not None:
-            self._guiTags = [parameters.connectGui(step.ui) for step in self.steps.values()]
+            # Slicer's connectGui does not return the tag that disconnectGui needs; this does.
+            self._guiTag = parameters.connectParametersToGui(self._boundWidgets())
+
+    def _boundWidgets(self) -> dict[str, Any]:
+        """The widgets that a .ui file binds to a parameter, by its name."""
+        widgets = [widget for step in self.steps.values() for widget in vars(step.ui).values()]
+        names = [widget.property("SlicerParameterName") for widget in widgets]
+        return {name: widget for name, widget in zip(names, widgets, strict=True) if name}
 
     def showError(self, message: str, hint: str = "") -> None:
         """Say in the panel what went wrong and what to do."""

@@ -74,6 +74,24 @@ def test_slider_needs_bounds():
         parameters.level = "high"
 
 
+def test_only_connections_with_a_tag_can_be_undone():
+    """As in Slicer, whose connectGui returns nothing."""
+
+    @parameterNodeWrapper
+    class Parameters:
+        shown: bool = True
+
+    parameters = Parameters(slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScriptedModuleNode"))
+    boxes = [qt.QCheckBox(), qt.QCheckBox()]
+    gui = type("", (), {})()
+    gui.box = boxes[0]
+    boxes[0].setProperty("SlicerParameterName", "shown")
+    parameters.disconnectGui(parameters.connectGui(gui))
+    parameters.disconnectGui(parameters.connectParametersToGui({"shown": boxes[1]}))
+    parameters.shown = False
+    assert [box.checked for box in boxes] == [False, True]
+
+
 def test_errors_in_slots_and_in_vtk_are_heard(slicerState, capsys):
     button = qt.QPushButton()
     button.connect("clicked()", lambda: 1 / 0)

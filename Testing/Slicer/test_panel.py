@@ -141,6 +141,33 @@ def test_scene_closed(widget):
     widget.enter()
 
 
+def test_controls_are_bound_once_and_let_go(widget):
+    """However often the user comes and goes or closes the scene; nothing is bound while he is elsewhere."""
+    kept = []
+    for _round in range(3):
+        widget.enter()
+        kept.append(widget.panel.parameters)
+        widget.exit()
+        widget.enter()
+        slicer.mrmlScene.Clear(0)
+        kept.append(widget.panel.parameters)
+    parameters = kept[0]
+    assert all(known is parameters for known in kept)
+    box = widget.panel.steps["review"].ui.showDoubtCheckBox
+    parameters.showDoubt = False
+    assert not box.checked
+    widget.exit()
+    assert widget.panel.parameters is None
+    box.checked = True
+    assert parameters.showDoubt is False
+    parameters.doubtOpacity, before = 0.25, widget.panel.steps["review"].ui.opacitySlider.value
+    assert widget.panel.steps["review"].ui.opacitySlider.value == before != 0.25
+    widget.enter()
+    assert not box.checked
+    box.checked = True
+    assert parameters.showDoubt is True
+
+
 def test_scene_saved_and_opened_again(widget, tmp_path):
     study = study_of(tmp_path)
     widget.logic.openStudy(study.root)

@@ -74,6 +74,7 @@ def parameterNodeWrapper(cls):
     def __init__(self, parameterNode, prefix=None):
         object.__setattr__(self, "parameterNode", parameterNode)
         object.__setattr__(self, "_connections", {})
+        object.__setattr__(self, "_next", [0])
         for name, (kind, default) in fields.items():
             if not _isNodeType(kind) and name not in parameterNode.GetParameterNames():
                 setattr(self, name, default)
@@ -84,29 +85,29 @@ def parameterNodeWrapper(cls):
         object.__setattr__(self, name, value)
 
     def connectGui(self, gui):
-        pairs = []
-        for widget in vars(gui).values():
-            name = widget.property("SlicerParameterName")
-            if name:
-                if name not in fields:
-                    raise ValueError(f"the GUI names an unknown parameter {name}")
-                if widget.className() in ("ctkSliderWidget", "QSlider", "QProgressBar"):
-                    if not validators.get(name):
-                        raise RuntimeError(
-                            f"{name}: a slider needs a bounded type, Annotated[float, WithinRange(a, b)]"
-                        )
-                    widget.minimum, widget.maximum = (
-                        float(validators[name][0].minimum),
-                        float(validators[name][0].maximum),
+        """As the real one it returns nothing, so that its bindings cannot be undone."""
+        widgets = vars(gui).values()
+        connectParametersToGui(
+            self,
+            {w.property("SlicerParameterName"): w for w in widgets if w.property("SlicerParameterName")},
+        )
+
+    def connectParametersToGui(self, mapping):
+        for name, widget in mapping.items():
+            if name not in fields:
+                raise ValueError(f"the GUI names an unknown parameter {name}")
+            if widget.className() in ("ctkSliderWidget", "QSlider", "QProgressBar"):
+                if not validators.get(name):
+                    raise RuntimeError(
+                        f"{name}: a slider needs a bounded type, Annotated[float, WithinRange(a, b)]"
                     )
-                pairs.append((name, widget))
-
-        def toGui(*_):
-            for name, widget in pairs:
-                _writeWidget(widget, getattr(self, name))
-
-        undo = []
-        for name, widget in pairs:
+                bounds = validators[name][0]
+                widget.minimum, widget.maximum = float(bounds.minimum), float(bounds.maximum)
+        tag, undo = self._next[0], []
+        self._next[0] += 1
+        self._connections[tag] = mapping, undo
+        for name, widget in mapping.items():
+            _writeWidget(widget, getattr(self, name))
             signature = _signature(widget)
 
             def slot(*_, name=name, widget=widget):
@@ -114,24 +115,25 @@ def parameterNodeWrapper(cls):
 
             widget.connect(signature, slot)
             undo.append(lambda w=widget, s=signature, f=slot: w.disconnect(s, f))
-        tag = self.parameterNode.AddObserver("ModifiedEvent", toGui)
-        toGui()
-        undo.append(lambda: self.parameterNode.RemoveObserver(tag))
-        self._connections[len(self._connections) + 1] = undo
-        return len(self._connections)
+        # The real one observes anew for every connection, and goes on doing so when it is undone.
+        self.parameterNode.AddObserver("ModifiedEvent", lambda *_: updateGui(self))
+        return tag
+
+    def updateGui(self):
+        for mapping, _undo in list(self._connections.values()):
+            for name, widget in mapping.items():
+                _writeWidget(widget, getattr(self, name))
 
     def disconnectGui(self, tag):
-        for undo in self._connections.pop(tag):
-            undo()
+        _mapping, undo = self._connections.pop(tag, ({}, ()))
+        for act in undo:
+            act()
 
     for name, (kind, default) in fields.items():
         setattr(cls, name, makeField(name, kind, default))
-    cls.__init__, cls.__setattr__, cls.connectGui, cls.disconnectGui = (
-        __init__,
-        __setattr__,
-        connectGui,
-        disconnectGui,
-    )
+    cls.__init__, cls.__setattr__ = __init__, __setattr__
+    for method in (connectGui, connectParametersToGui, disconnectGui):
+        setattr(cls, method.__name__, method)
     for method in ("AddObserver", "RemoveObserver", "Modified", "StartModify", "EndModify"):
         setattr(cls, method, lambda self, *args, method=method: getattr(self.parameterNode, method)(*args))
     return cls
