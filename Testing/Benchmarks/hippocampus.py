@@ -203,7 +203,7 @@ def print_table(arguments: argparse.Namespace, arms: list[Arm]) -> None:
         + f", K = {arguments.iterations} each, mean Dice in %",
         "",
         "| | " + " | ".join(STRUCTURES.values()) + " | mean ± deviation over seeds | seeds | pseudo-labels | "
-        "minutes: finetune, pseudolabel, retrain, predict | peak GB |",
+        "minutes: finetune, pseudolabel, retrain, predict | peak GB of each |",
         "|---|" + "---|" * (len(STRUCTURES) + 5),
     ]
     for arm in arms:
@@ -217,18 +217,18 @@ def print_table(arguments: argparse.Namespace, arms: list[Arm]) -> None:
             100 * np.mean([result["structures"][name] for result in results]) for name in STRUCTURES.values()
         ]
         labels = [result["pseudo_label_dice"] for result in results if "pseudo_label_dice" in result]
-        minutes, peak = [], 0.0
+        minutes, peaks = [], []
         for stage in ("finetune", "pseudolabel", "retrain", "predict"):
             stages = [result["stages"][stage] for result in results if stage in result["stages"]]
             minutes.append(f"{np.mean([one['seconds'] for one in stages]) / 60:.1f}" if stages else "–")
-            peak = max([peak, *(one["peak_bytes"] / 1e9 for one in stages)])
+            peaks.append(f"{max(one['peak_bytes'] for one in stages) / 1e9:.1f}" if stages else "–")
         spread = f" ± {means.std(ddof=1):.2f}" if len(means) > 1 else ""
         lines.append(
             f"| {arm.title} | "
             + " | ".join(f"{part:.2f}" for part in parts)
             + f" | {means.mean():.2f}{spread} | {len(means)} | "
             + (f"{100 * np.mean(labels):.2f}" if labels else "–")
-            + f" | {', '.join(minutes)} | {peak:.1f} |"
+            + f" | {', '.join(minutes)} | {', '.join(peaks)} |"
         )
     text = "\n".join(lines) + "\n"
     (arguments.measured / "table.md").write_text(text, encoding="utf-8")
@@ -241,9 +241,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "hippocampus")
-    parser.add_argument(
-        "--measured", type=Path, default=ROOT / "Testing" / "Benchmarks" / "measured" / "hippocampus"
-    )
+    parser.add_argument("--measured", type=Path, help="where results go; apart for --validate")
     parser.add_argument("--iterations", type=int, default=500)
     parser.add_argument("--foundation-iterations", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=3)
@@ -261,7 +259,11 @@ def _arguments() -> argparse.Namespace:
         "--validate", action="store_true", help="score the unlabeled cases, never the test cases"
     )
     parser.add_argument("--cpu", action="store_true")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.measured is None:
+        name = "hippocampus-validation" if arguments.validate else "hippocampus"
+        arguments.measured = ROOT / "Testing" / "Benchmarks" / "measured" / name
+    return arguments
 
 
 if __name__ == "__main__":

@@ -4,14 +4,15 @@
 
 DIR holds ``images``, ``labels`` and ``train.list`` of the Decathlon's Task04; the split is that of
 ``hippocampus.py``. Each method is trained once without pseudo-labels of a foundation model. Those that end
-below the supervised student are trained with two more seeds, and the supervised student with them. What is
-done is kept and skipped when started again; the table is written after every training to
-``--measured``.
+below the supervised student are trained with two more seeds, and the supervised student with them, and the
+table says why, from ``explanations.json`` in ``--measured``. What is done is kept and skipped when started
+again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -52,11 +53,19 @@ def main() -> None:
     table = tabulate(folder, rows, seeds, rows[methods.index(BASE)], "test cases, strict mode")
     write_tables(folder, table, rows, seeds)
     arguments.measured.mkdir(parents=True, exist_ok=True)
-    for name in ("table.md", "table.csv"):
-        shutil.copyfile(folder / name, arguments.measured / name)
-    print(markdown(table))
+    shutil.copyfile(folder / "table.csv", arguments.measured / "table.csv")
+    text = markdown(table) + explained(below, arguments.measured / "explanations.json")
+    (arguments.measured / "table.md").write_text(text, encoding="utf-8")
+    print(text)
     for name, reason in first["failed"].items():
         print(f"{name} was not trained: {reason}")
+
+
+def explained(below: list[str], path: Path) -> str:
+    """A line for each method that was below the supervised student with the first seed."""
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    lines = [f"- `{name}`: {known.get(name, 'not explained yet')}" for name in below]
+    return "\n".join(["\nBelow the supervised student with the first seed:\n", *lines, ""]) if below else ""
 
 
 def make_study(data: Path, folder: Path) -> Any:

@@ -1,6 +1,6 @@
 """A full-size SAM ViT-B at canvas 1024: three fine-tuning steps and one pseudo-labeled volume, timed.
 
-    python Testing/Benchmarks/vit_b.py --data DIR [--tuning lora] [--precision auto] [--steps 3] [--windows 1]
+    python Testing/Benchmarks/vit_b.py --data DIR [--tuning lora] [--precision auto] [--steps 3]
 
 DIR holds ``images``, ``labels`` and ``train.list`` (left atrium). A checkpoint file with random weights of
 the real shapes stands in for the download, so the time and the memory are real and the result is not. The
@@ -36,7 +36,6 @@ def main() -> None:
     from SFRCore.foundation.sam import ClasswiseSAM
     from SFRCore.foundation.spec import SPECS
     from SFRCore.runtime import loop
-    from SFRCore.runtime.devices import peak_process_memory
 
     loop.EVENT_SECONDS = 0.0
     names = (arguments.data / "train.list").read_text(encoding="utf-8").split()[:3]
@@ -56,8 +55,10 @@ def main() -> None:
             "yes": True,
         }
         times: list[float] = []
+        peak: dict[str, int] = {}
 
         def heard(event: dict[str, Any]) -> None:
+            peak.update({"bytes": event["peak_memory_bytes"]} if "peak_memory_bytes" in event else {})
             if event["event"] == "plan":
                 print(f"device {event['device']}, {event['precision']}, canvas {event['canvas']}", flush=True)
             if (event["event"] == "started" and event["stage"] == "finetune") or "loss" in event:
@@ -69,11 +70,11 @@ def main() -> None:
             f"fine-tuning ({arguments.tuning}), 2 canvases a step: "
             + ", ".join(f"{one:.1f} s" for one in steps)
         )
-        print(f"peak memory so far {peak_process_memory() / 1e9:.2f} GB", flush=True)
+        print(f"peak memory so far {peak['bytes'] / 1e9:.2f} GB (of the GPU, where there is one)", flush=True)
         begin = time.perf_counter()
-        api.run_stage(study, "pseudolabel", **common)
+        api.run_stage(study, "pseudolabel", on_event=heard, **common)
         print(f"one pseudo-labeled volume: {time.perf_counter() - begin:.0f} s")
-        print(f"peak memory {peak_process_memory() / 1e9:.2f} GB")
+        print(f"peak memory {peak['bytes'] / 1e9:.2f} GB")
 
 
 def _file(folder: Path, name: str) -> Path:
