@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 AnyStudy = Study | Path | str
 SINGLE_STAGES = ("finetune", "pseudolabel", "retrain", "predict")
-WORTH_ESTIMATING = 300
-"""Iterations below which measuring would take as long as running."""
 
 
 def run(study: AnyStudy, *, on_event: Listener | None = None, **options: Any) -> dict[str, Any]:
@@ -336,9 +334,10 @@ def _numbers(context: StageContext, stages: Sequence[str]) -> dict[str, Any]:
 
 def _tell_estimate(context: StageContext, stages: tuple[str, ...]) -> None:
     from .stages.estimate import estimate as measured
-    from .stages.estimate import refuse_long
+    from .stages.estimate import is_short, refuse_long
 
-    if max(context.plan.iterations_finetune, context.plan.iterations_retrain) < WORTH_ESTIMATING:
+    lengths = (context.plan.iterations_finetune, context.plan.iterations_retrain)
+    if is_short(context.settings, stages, lengths):
         return
     found = measured(context, stages)
     context.emit("estimate", **found)

@@ -117,10 +117,12 @@ def _refuse_long(
 ) -> None:
     """Raise InputError where what is left takes more than 12 hours; rows of one seed share a fine-tuning."""
     from SFRCore import api
-    from SFRCore.stages.estimate import LONG_SECONDS
+    from SFRCore.recipes import get_recipe
+    from SFRCore.stages.estimate import LONG_SECONDS, is_short
 
     lengths = settings.iterations_finetune, settings.iterations_retrain
-    if settings.yes or all(length is not None and length < api.WORTH_ESTIMATING for length in lengths):
+    stages = {stage for row, _ in wanted for stage in get_recipe(row.recipe).stages}
+    if settings.yes or is_short(settings, tuple(stages), lengths):
         return
     left: dict[Row, list[int]] = {}
     for row, seed in wanted:
@@ -132,9 +134,9 @@ def _refuse_long(
             found = api.estimate(copy, on_event=listener, **vars(settings_of(row, settings, seeds[0])))
         except InputError:
             continue  # said when the row is trained
-        stages = {stage: took for stage, took in found["per_stage"].items() if stage not in shared}
-        seconds += len(seeds) * sum(stages.values())
-        shared |= SHARED_STAGES & set(stages)
+        new = {stage: took for stage, took in found["per_stage"].items() if stage not in shared}
+        seconds += len(seeds) * sum(new.values())
+        shared |= SHARED_STAGES & set(new)
         if seconds > LONG_SECONDS:
             raise InputError(
                 f"This comparison would take more than {seconds / 3600:.0f} hours on {found['device']}.",

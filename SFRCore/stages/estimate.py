@@ -15,8 +15,11 @@ import torch
 
 from ..errors import InputError
 from ..foundation.checkpoints import build_foundation
+from ..foundation.choice import foundation_spec
+from ..foundation.spec import SPECS
 from ..foundation.tuning import apply_tuning, merge
 from ..runtime.loop import measure
+from ..settings import Settings
 from ..ssl.contract import phase_lengths
 from ..students import make_student
 from ..students.sliding_window import window_starts
@@ -47,6 +50,10 @@ from .rounds import (
 from .training_set import labeled_volumes, training_volumes
 
 STEPS = 3
+SHORT = 300
+"""Iterations below which measuring would take as long as running, with small networks."""
+OF_STUDENTS = {"retrain", "predict"}
+"""The stages that do without a foundation."""
 LONG_SECONDS = 12 * 3600.0
 SHAPES = 8
 """Labeled volumes that are looked at for their shape."""
@@ -88,6 +95,15 @@ def estimate(context: StageContext, stages: tuple[str, ...]) -> dict[str, Any]:
         "per_stage": {name: round(seconds, 3) for name, seconds in per_stage.items()},
         "device": context.device.name(),
     }
+
+
+def is_short(settings: Settings, stages: Sequence[str], lengths: Sequence[int | None]) -> bool:
+    """Whether a run of so many iterations (None: the preset's) is not worth an estimate. With a full-size SAM
+    it always is: on a CPU that takes hours for few as well.
+    """
+    if not OF_STUDENTS.issuperset(stages) and foundation_spec(settings.foundation).dim >= SPECS["vit_b"].dim:
+        return False
+    return all(length is not None and length < SHORT for length in lengths)
 
 
 def refuse_long(context: StageContext, found: dict[str, Any]) -> None:

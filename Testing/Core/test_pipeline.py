@@ -397,13 +397,24 @@ def test_a_run_of_days_asks_first(
     from SFRCore.stages import estimate
 
     monkeypatch.setattr(estimate, "LONG_SECONDS", 0.001)
-    monkeypatch.setattr(api, "WORTH_ESTIMATING", 1)
+    monkeypatch.setattr(estimate, "SHORT", 1)
     study = make_study(tmp_path / "study", cohort)
     with pytest.raises(InputError, match="would take about") as caught:
         run(study)
     assert caught.value.code == "long_run"
     assert "GPU" in caught.value.hint
     assert not (study.root / "models" / "foundation").exists()
+
+
+def test_only_a_short_run_of_small_networks_goes_without_an_estimate() -> None:
+    from SFRCore.settings import Settings
+    from SFRCore.stages.estimate import is_short
+
+    sfr, baseline = ("finetune", "pseudolabel", "retrain", "predict"), ("retrain", "predict")
+    tiny, full = Settings.of(foundation="tiny"), Settings.of(foundation="vit_b")
+    assert is_short(tiny, sfr, (299, 10)) and not is_short(tiny, sfr, (10, 300))
+    assert not is_short(tiny, sfr, (10, None)), "the preset's number is thousands"
+    assert not is_short(full, sfr, (2, 2)) and is_short(full, baseline, (2, 2))
 
 
 def test_what_is_missing_is_said_with_the_next_step(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
