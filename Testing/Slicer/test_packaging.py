@@ -143,6 +143,15 @@ def test_metadata_of_the_catalogue():
     assert "project(SFR)" in (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
 
 
+def test_pictures_of_the_catalogue_are_in_the_repository():
+    """The index asks for an icon and one screenshot or more, by addresses that lead to files of it."""
+    values = metadata()
+    raw = values["HOMEPAGE"].replace("github.com", "raw.githubusercontent.com") + "/main/"
+    assert values["SCREENSHOTURLS"]
+    for address in (values["ICONURL"], *values["SCREENSHOTURLS"].split()):
+        assert address.startswith(raw) and (ROOT / address.removeprefix(raw)).is_file(), address
+
+
 def test_one_address_everywhere():
     """The repository's address is a placeholder until it is known: it is changed by replacing one string."""
     home = metadata()["HOMEPAGE"]

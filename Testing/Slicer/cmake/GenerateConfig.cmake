@@ -1,5 +1,5 @@
 # The description that a package carries, made of the extension's variables as Slicer makes it.
-foreach(_name HOMEPAGE CATEGORY CONTRIBUTORS DESCRIPTION ICONURL DEPENDS)
+foreach(_name HOMEPAGE CATEGORY CONTRIBUTORS DESCRIPTION ICONURL SCREENSHOTURLS DEPENDS)
   if("${EXTENSION_${_name}}" STREQUAL "")
     message(FATAL_ERROR "EXTENSION_${_name} is empty")
   endif()
