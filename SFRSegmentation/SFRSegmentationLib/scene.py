@@ -19,10 +19,11 @@ from SFRCore.volumes.reading import read_any
 
 from . import study_nodes
 from .node_geometry import geometry_of
-from .segment_labels import label_of
+from .segment_labels import fingerprint, label_of
 from .segmentation_nodes import set_status, show_label, show_outlines
 from .volume_nodes import case_id_of, check_scalar, file_behind, image_of, show_image
 
+LOADED_AS = "SFR.LoadedAs"
 KIND_NAMES = {"prediction": "prediction", "pseudo_label": "pseudo-label"}
 
 
@@ -129,7 +130,8 @@ def load_image(study: Study, id: str) -> slicer.vtkMRMLScalarVolumeNode:
 def load_result(study: Study, id: str, kind: str = "prediction") -> slicer.vtkMRMLSegmentationNode:
     """A prediction or pseudo-label of a case as a segmentation node in the study's folder.
 
-    One that was loaded before is replaced. Raises `InputError` where the case has none.
+    One that was loaded before is replaced, unless it was edited since: then it stays, as "... (edited)", and
+    is the user's. Raises `InputError` where the case has none.
     """
     result = study.result(id, kind)
     if result is None:
@@ -138,11 +140,12 @@ def load_result(study: Study, id: str, kind: str = "prediction") -> slicer.vtkMR
         )
     label = read_any(result.label_path)
     for old in study_nodes.find(study, id, kind, "vtkMRMLSegmentationNode"):
-        study_nodes.remove(old)
+        _replace(old)
     node = show_label(label, study.structures, f"{id} {KIND_NAMES[kind]}")
     show_outlines(node, fill=0.3)
     set_status(node, study.case(id).review)
     study_nodes.mark(node, study, id, kind)
+    node.SetAttribute(LOADED_AS, fingerprint(node))
     study_nodes.put_into_folder(node, study)
     return node
 
@@ -150,6 +153,15 @@ def load_result(study: Study, id: str, kind: str = "prediction") -> slicer.vtkMR
 def maps_of(result: CaseResult) -> tuple[sitk.Image, sitk.Image]:
     """Label map and confidence map of a result."""
     return read_any(result.label_path), read_any(result.confidence_path)
+
+
+def _replace(old: slicer.vtkMRMLSegmentationNode) -> None:
+    """Remove a result that was loaded before; where it is not what was loaded, leave it to the user."""
+    if old.GetAttribute(LOADED_AS) == fingerprint(old):
+        study_nodes.remove(old)
+        return
+    old.SetName(slicer.mrmlScene.GenerateUniqueName(f"{old.GetName()} (edited)"))
+    study_nodes.unmark(old)
 
 
 def _is_image_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +20,7 @@ from .node_geometry import index_to_ras, to_world
 from .segment_matching import Matching, match_segments
 
 _TOLERANCE = 0.1
+_VOXELS = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
 
 
 def label_of(
@@ -64,36 +66,66 @@ def segment_mask(
 ) -> np.ndarray:
     """(Z, Y, X) bool: the voxels of a grid that belong to one segment; raises `InputError` as `label_of`."""
     segment = node.GetSegmentation().GetSegment(id)
-    name = slicer.vtkSegmentationConverter.GetSegmentationBinaryLabelmapRepresentationName()
-    image = segment.GetRepresentation(name)
+    image = segment.GetRepresentation(_VOXELS)
     if image is None:
         raise InputError(
             f"The segment '{segment.GetName()}' is a surface, not voxels.",
             hint="In the Segmentations module, make Binary labelmap under Representations.",
         )
     mask = np.zeros(geometry.size[::-1], bool)
+    found = _drawn(segment, image)
+    if found is not None:
+        _place(*found, _index_map(node, image, geometry), mask, f"'{segment.GetName()}'", resample)
+    return mask
+
+
+def fingerprint(node: slicer.vtkMRMLSegmentationNode) -> str:
+    """A hash of which voxels each segment has: another one after an edit, the same one after a new name or
+    colour, another layer, or a scene that was saved and loaded.
+    """
+    segmentation, hashed = node.GetSegmentation(), hashlib.blake2b(digest_size=16)
+    for id in sorted(segmentation.GetSegmentIDs()):
+        segment = segmentation.GetSegment(id)
+        image = segment.GetRepresentation(_VOXELS)
+        found = None if image is None else _drawn(segment, image)
+        hashed.update(f"{len(id)} {id} ".encode())
+        if found is not None:
+            voxels, first = found
+            matrix = np.round(_image_to_world(image), 4) + 0.0
+            hashed.update(f"{first} {voxels.shape} {matrix.tolist()}".encode())
+            hashed.update(np.packbits(voxels).tobytes())
+    return hashed.hexdigest()
+
+
+def _drawn(
+    segment: slicer.vtkSegment, image: slicer.vtkOrientedImageData
+) -> tuple[np.ndarray, list[int]] | None:
+    """The smallest box round a segment, (Z, Y, X) bool, and the index (i, j, k) of its first voxel in the
+    segment's own grid; None where nothing is drawn.
+    """
     if image.IsEmpty() or image.GetPointData().GetScalars() is None:
-        return mask
+        return None
     extent = image.GetExtent()
     shape = tuple(extent[2 * axis + 1] - extent[2 * axis] + 1 for axis in (2, 1, 0))
     voxels = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(shape) == segment.GetLabelValue()
     inside = ndimage.find_objects(voxels.astype(np.uint8))
     if not inside:
-        return mask
+        return None
     box = inside[0]
-    first = [extent[2 * axis] + box[2 - axis].start for axis in range(3)]
-    _place(voxels[box], first, _index_map(node, image, geometry), mask, f"'{segment.GetName()}'", resample)
-    return mask
+    return voxels[box], [extent[2 * axis] + box[2 - axis].start for axis in range(3)]
 
 
 def _index_map(
     node: slicer.vtkMRMLSegmentationNode, image: slicer.vtkOrientedImageData, geometry: Geometry
 ) -> np.ndarray:
     """(4, 4) from voxel index of the segment to voxel index of the grid."""
+    return np.linalg.inv(index_to_ras(geometry)) @ to_world(node) @ _image_to_world(image)
+
+
+def _image_to_world(image: slicer.vtkOrientedImageData) -> np.ndarray:
     matrix = vtk.vtkMatrix4x4()
     image.GetImageToWorldMatrix(matrix)
-    world = to_world(node) @ slicer.util.arrayFromVTKMatrix(matrix)
-    return np.linalg.inv(index_to_ras(geometry)) @ world
+    return slicer.util.arrayFromVTKMatrix(matrix)
 
 
 def _place(

@@ -20,6 +20,12 @@ def mark(node: slicer.vtkMRMLNode, study: Study, id: str, kind: str) -> None:
     node.SetAttribute(KIND, kind)
 
 
+def unmark(node: slicer.vtkMRMLNode) -> None:
+    """Leave a node to the user: nothing of the study finds, replaces or removes it any more."""
+    for name in (STUDY, CASE, KIND):
+        node.RemoveAttribute(name)
+
+
 def find(study: Study, id: str | None, kind: str, node_class: str) -> list[slicer.vtkMRMLNode]:
     """The nodes of one kind in the scene, of one case or of all."""
     return [node for node in slicer.util.getNodesByClass(node_class) if is_marked(node, study, id, kind)]

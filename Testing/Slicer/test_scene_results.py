@@ -28,6 +28,7 @@ from SFRSegmentationLib.doubtful_slices import (
     jump_to,
     jump_to_slice,
 )
+from SFRSegmentationLib.segment_labels import fingerprint
 from SFRSegmentationLib.slice_layers import SliceLayers, set_overlay_opacity, show_layers
 
 from SFRCore.errors import InputError
@@ -92,6 +93,52 @@ def test_a_result_loaded_again_replaces_the_first(study):
     addCase(study, "b", seed=1)
     with pytest.raises(InputError, match="Case b has no prediction yet"):
         scene.load_result(study, "b")
+
+
+def test_a_result_that_was_corrected_is_kept_when_it_is_loaded_again(study):
+    addCase(study, "a")
+    addResult(study, "a", kind="prediction")
+    volume = scene.load_image(study, "a")
+    for number in range(2):
+        node = scene.load_result(study, "a")
+        mask = (labelArray() == 9).astype(np.uint8)
+        mask[2, number, :4] = 1
+        slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, "SFR_9", volume)
+    fresh = scene.load_result(study, "a")
+    kept = [node for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode") if node is not fresh]
+    assert fresh.GetName() == "a prediction" and study_nodes.is_marked(fresh, study, "a", "prediction")
+    assert [node.GetName() for node in kept] == ["a prediction (edited)", "a prediction (edited)_1"]
+    assert not any(study_nodes.is_marked(node, study, None, "prediction") for node in kept)
+    for number, node in enumerate(kept):
+        mask = slicer.util.arrayFromSegmentBinaryLabelmap(node, "SFR_9", volume)
+        assert mask[2, number, :4].all()
+    assert not slicer.util.arrayFromSegmentBinaryLabelmap(fresh, "SFR_9", volume)[2, :2].any()
+
+
+def test_what_changes_no_voxel_is_no_correction(study):
+    addCase(study, "a", turned())
+    addResult(study, "a", turned(), kind="prediction")
+    volume = scene.load_image(study, "a")
+    node = scene.load_result(study, "a")
+    segmentation = node.GetSegmentation()
+    segmentation.GetSegment("SFR_4").SetName("my atrium")
+    segmentation.GetSegment("SFR_4").SetColor(0, 1, 0)
+    node.CreateClosedSurfaceRepresentation()
+    segmentation.SeparateSegmentLabelmap("SFR_9")
+    mask = slicer.util.arrayFromSegmentBinaryLabelmap(node, "SFR_9", volume)
+    slicer.util.updateSegmentBinaryLabelmapFromArray((mask > 0).astype(np.uint8), node, "SFR_9", volume)
+    scene.load_result(study, "a")
+    assert len(slicer.util.getNodesByClass("vtkMRMLSegmentationNode")) == 1
+
+
+def test_a_prediction_in_a_scene_that_was_saved_is_still_known(study, tmp_path):
+    addCase(study, "a", turned())
+    addResult(study, "a", turned(), kind="prediction")
+    node = scene.load_result(study, "a")
+    before = fingerprint(node)
+    path = tmp_path / "x.seg.nrrd"
+    slicer.util.saveNode(node, str(path), {})
+    assert fingerprint(slicer.util.loadSegmentation(str(path), {})) == before
 
 
 def test_a_structure_that_was_not_found_has_an_empty_segment(study):
