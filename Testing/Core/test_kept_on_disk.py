@@ -138,6 +138,6 @@ def test_the_weight_of_pseudo_labels_reaches_the_method() -> None:
         settings, "auto", cases, stack_axis=2, values=[1], names=["Whole"], canvas_limit=64,
         canvas_multiple=16, memory=1 << 34, gpu=False,
     )  # fmt: skip
-    context: Any = SimpleNamespace(settings=settings, plan=plan)
+    context: Any = SimpleNamespace(settings=settings, plan=plan, student="vnet")
     assert make_method(context, True).context.pseudo_weight == 0.5
     assert make_method(context, False).context.pseudo_weight == 1.0
