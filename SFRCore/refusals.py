@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 UNUSED_WITHOUT = {
     "pseudo_labels": frozenset({"pseudolabel"}),
     "pseudo_weight": frozenset({"pseudolabel", "selective"}),
+    "pseudo_schedule": frozenset({"pseudolabel", "selective"}),
 }
 """Settings that change nothing in a recipe with none of these stages."""
 

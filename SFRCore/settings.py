@@ -6,13 +6,15 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from .errors import InputError
 
+PseudoSchedule = Literal["constant", "linear"]
 CHOICES: dict[str, tuple[str, ...]] = {
     "tuning": ("lora", "adapter", "decoder", "encoder_decoder", "full"),
     "pseudo_labels": ("cached", "online"),
+    "pseudo_schedule": ("constant", "linear"),
     "device": ("auto", "cpu", "cuda", "mps"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
 }
@@ -28,7 +30,8 @@ class Settings:
     ``device`` may name one GPU (``cuda:1``). ``method_options`` are handed to the semi-supervised method,
     ``recipe_options`` to the recipe.
     ``pseudo_weight`` is the weight of the pseudo-label loss (1 in the reference implementation of SFR; 0
-    leaves the foundation's pseudo-labels out).
+    leaves the foundation's pseudo-labels out). With the ``pseudo_schedule`` "linear" it falls to 0 over the
+    training, or over each phase of a method that has several.
     ``faithful`` follows the reference implementation also where it departs from its paper
     (unmasked Dice, clamping Bezier transform, rotation always followed by a flip).
     ``fast`` predicts in few large windows that overlap by a quarter of the patch, instead of windows of the
@@ -49,6 +52,7 @@ class Settings:
     iterations_finetune: int | None = None
     iterations_retrain: int | None = None
     pseudo_weight: float = 1.0
+    pseudo_schedule: PseudoSchedule = "constant"
     faithful: bool = False
     fast: bool = True
     patch: tuple[int, int, int] | None = None

@@ -52,6 +52,7 @@ def compare(
     iterations_retrain: opt.IterationsRetrain = None,
     patch: opt.Patch = None,
     pseudo_weight: opt.PseudoWeight = None,
+    pseudo_schedule: opt.PseudoSchedule = None,
     method_option: opt.MethodOption = None,
     recipe_option: opt.RecipeOption = None,
     faithful: opt.Faithful = False,
@@ -68,7 +69,8 @@ def compare(
         "student": student, "method_option": method_option, "recipe_option": recipe_option,
         "pseudo_labels": pseudo_labels, "iterations_finetune": iterations_finetune,
         "iterations_retrain": iterations_retrain, "patch": patch, "pseudo_weight": pseudo_weight,
-        "faithful": faithful, "dense": dense, "device": device, "precision": precision,
+        "pseudo_schedule": pseudo_schedule, "faithful": faithful, "dense": dense, "device": device,
+        "precision": precision,
     }  # fmt: skip
     settings = opt.settings_from(options)
     own = {"seeds": seeds, "first_seed": first_seed, "base": base, "name": name, "cases": cases, "mode": mode}

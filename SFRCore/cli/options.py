@@ -86,6 +86,12 @@ Patch = Annotated[
 PseudoWeight = Annotated[
     float | None, typer.Option(help="Weight of the pseudo-label loss.", show_default="1")
 ]
+PseudoSchedule = Annotated[
+    str | None,
+    typer.Option(
+        help="Whether that weight stays: constant, or linear, down to 0 at the end.", show_default="constant"
+    ),
+]
 MethodOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from SFRCore.errors import InputError
+from SFRCore.settings import PseudoSchedule
 from SFRCore.ssl.losses import segmentation_loss
-from SFRCore.ssl.schedules import SCHEDULES, STEP_FRACTION, Schedule, learning_rate
+from SFRCore.ssl.schedules import SCHEDULES, STEP_FRACTION, Schedule, decay, learning_rate
 from SFRCore.students.student import Student
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -153,8 +154,9 @@ class MethodContext:
 
     ``make_student(**overrides)`` builds a fresh student network; the overrides replace ``in_channels``,
     ``classes`` or options of the network. ``with_pseudo_labels``: batches of phases that ask for them carry
-    those of the foundation model. ``pseudo_weight`` is the weight of a pseudo-label term that the method has
-    in its own loss; the loop weighs the one it attaches. ``options`` override the method's defaults.
+    those of the foundation model. ``pseudo_weight`` is the weight of the pseudo-label loss that the loop
+    attaches, or that the method has in its own loss, at the beginning of a phase; ``pseudo_schedule`` says
+    whether it stays. ``options`` override the method's defaults.
     """
 
     classes: int
@@ -163,8 +165,14 @@ class MethodContext:
     in_channels: int = 1
     with_pseudo_labels: bool = False
     pseudo_weight: float = 1.0
+    pseudo_schedule: PseudoSchedule = "constant"
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 1337
+
+    def pseudo_weight_at(self, progress: Progress) -> float:
+        """The weight of the pseudo-label loss in a step."""
+        factor = decay(self.pseudo_schedule, progress.step_in_phase, progress.phase_total)
+        return self.pseudo_weight * factor
 
 
 class Method(nn.Module, ABC):

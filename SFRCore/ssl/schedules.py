@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, get_args
 
+from SFRCore.settings import PseudoSchedule
+
 Schedule = Literal["constant", "step", "poly"]
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
+
 
 STEP_FRACTION = Fraction(2500, 6000)
 
@@ -37,6 +40,18 @@ class Ramp:
     def __call__(self, step: int, total: int) -> float:
         """The weight at 0-based ``step`` of ``total``."""
         return self.maximum * gaussian_rampup(step * self.reference // (total * self.every), self.length)
+
+
+def decay(schedule: PseudoSchedule, step: int, total: int) -> float:
+    """Factor of the pseudo-label weight at 0-based ``step`` of ``total``: 1, or with ``linear`` 1 - k/K.
+
+    Raises ValueError for another schedule.
+    """
+    if schedule == "constant":
+        return 1.0
+    if schedule == "linear":
+        return 1.0 - step / total
+    raise ValueError(f"Unknown schedule {schedule!r} of the pseudo-label weight.")
 
 
 def learning_rate(

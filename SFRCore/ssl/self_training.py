@@ -14,7 +14,7 @@ class SelfTraining(Method):
 
     Each of ``rounds`` trains a new network from scratch. The first learns from the foundation model's
     pseudo-labels, or without these from the labeled crops alone; the later ones from the predictions of the
-    network before. w is the weight of the pseudo-label loss.
+    network before. w is the weight of the pseudo-label loss; where it falls, it does so in each round.
     """
 
     name = "self_training"
@@ -56,7 +56,7 @@ class SelfTraining(Method):
             if batch.pseudo_labels is None:
                 raise ValueError("The batch carries no pseudo-labels.")
             taught = segmentation_loss(logits[labeled:], batch.pseudo_labels, batch.unlabeled_valid)
-            step.loss = supervised + self.context.pseudo_weight * taught
+            step.loss = supervised + self.context.pseudo_weight_at(progress) * taught
             step.parts["pseudo_label"] = taught.detach()
         return step
 

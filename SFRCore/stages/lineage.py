@@ -212,6 +212,7 @@ def student_lineage(context: StageContext, options: Mapping[str, Any] | None = N
     """
     settings, plan = context.settings, context.plan
     guided = uses_pseudo_labels(context)
+    falls = guided and settings.pseudo_schedule != "constant"
     recipe = {
         "stage": "selective" if trains_selectively(context) else "retrain",
         "student": context.student,
@@ -219,6 +220,7 @@ def student_lineage(context: StageContext, options: Mapping[str, Any] | None = N
         "options": dict(settings.method_options),
         "pseudo_labels": ("online" if makes_labels_online(context) else "cached") if guided else "none",
         "pseudo_weight": settings.pseudo_weight if guided else 0.0,
+        **({"pseudo_schedule": settings.pseudo_schedule} if falls else {}),
         "seed": settings.seed,
         "faithful": settings.faithful,
         "patch": plan.patch,

@@ -107,10 +107,9 @@ class Retrainer:
             done = self.optimisation.model(batch, progress)
         loss = done.loss.float()
         parts = {name: value for name, value in done.parts.items()}
-        if guided and done.unlabeled_logits and self.context.settings.pseudo_weight:
-            guidance = pseudo_label_loss(
-                done, self.guiding(batch, progress), self.context.settings.pseudo_weight
-            )
+        weight = self.method.context.pseudo_weight_at(progress)
+        if guided and done.unlabeled_logits and weight:
+            guidance = pseudo_label_loss(done, self.guiding(batch, progress), weight)
             parts["pseudo_label"] = guidance.detach()
             loss = loss + guidance
         rate = progress.phase.learning_rate(progress.step_in_phase, progress.phase_total)
@@ -322,6 +321,7 @@ def make_method(context: StageContext, guided: bool) -> Method:
             make_student=build,
             with_pseudo_labels=guided,
             pseudo_weight=settings.pseudo_weight if guided else 1.0,
+            pseudo_schedule=settings.pseudo_schedule,
             options=options,
             seed=settings.seed,
         )

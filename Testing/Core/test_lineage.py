@@ -416,6 +416,8 @@ def test_a_foundation_of_other_settings_is_not_mixed_with_these(study: Study) ->
             {"recipe": "aslseg", "pseudo_weight": 2.0, "pseudo_labels": "online"},
             "--pseudo-labels and --pseudo-w",
         ),
+        ({"recipe": "baseline", "pseudo_schedule": "linear"}, "baseline makes no use of --pseudo-schedule"),
+        ({"pseudo_schedule": "cosine"}, "'cosine' is not a value of pseudo schedule"),
         ({"pseudo_weight": 0.0}, "sfr is about pseudo-labels, and their weight is 0"),
     ],
 )

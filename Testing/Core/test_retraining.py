@@ -14,11 +14,19 @@ from torch import Tensor
 from SFRCore import api
 from SFRCore.errors import Cancelled
 from SFRCore.runtime import loop
+from SFRCore.runtime.devices import choose_device
 from SFRCore.runtime.files import write_json
-from SFRCore.ssl.contract import Batch, Progress, Step
+from SFRCore.settings import Settings
+from SFRCore.ssl.contract import Batch, Progress, Step, pseudo_label_loss
 from SFRCore.ssl.mean_teacher import MeanTeacher
+from SFRCore.stages import retrainer
 from SFRCore.stages.companions import load_companions, save_companions, take_over
+from SFRCore.stages.context import StageContext
+from SFRCore.stages.lineage import Lineage, student_lineage
+from SFRCore.stages.retrain import prepare
 from SFRCore.stages.retrainer import Retrainer
+from SFRCore.stages.survey import plan_for
+from SFRCore.stages.training_set import training_volumes
 from SFRCore.students import registry
 from SFRCore.study import Study
 from Testing.Core.pyramid_student import Pyramid
@@ -90,6 +98,39 @@ def test_the_preset_names_the_student_that_nobody_chose(
     assert trained(preset="brats") == ("unet3d", False)
     assert trained(preset="brats", student="unet3d") == ("unet3d", True)
     assert trained(preset="brats", student="vnet") == ("vnet", False)
+
+
+def test_the_weight_of_pseudo_labels_falls_where_that_is_asked_for(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pseudo-labels made while training, by something that calls everything background."""
+    weights: list[float] = []
+
+    def weighed(step: Step, batch: Batch, weight: float = 1.0) -> Tensor:
+        weights.append(weight)
+        return pseudo_label_loss(step, batch, weight)
+
+    monkeypatch.setattr(retrainer, "pseudo_label_loss", weighed)
+    here = choose_device("cpu")
+
+    def prepared(**changes: Any) -> tuple[StageContext, Lineage]:
+        settings = Settings.of(**(SETTINGS | {"recipe": "sfr"} | changes))
+        context = StageContext(study, settings, plan_for(study, settings, here), here, None)
+        return context, student_lineage(context)
+
+    def background() -> Any:
+        return lambda crops: torch.zeros(crops[:, 0].shape, dtype=torch.int64)
+
+    for changes in ({}, {"pseudo_weight": 0.5, "pseudo_schedule": "linear"}):
+        context, lineage = prepared(**changes)
+        trainer = prepare(context, lineage, *training_volumes(context, cached=False), background)
+        for k in range(4):
+            trainer.step(k)
+        trainer.close()
+    assert weights == [1.0] * 4 + [0.5, 0.375, 0.25, 0.125]
+    plain, falling = prepared()[1], prepared(pseudo_schedule="linear")[1]
+    assert prepared(pseudo_schedule="constant")[1].recipe == plain.recipe != falling.recipe
+    assert "pseudo_schedule" not in plain.settings, "models that were made before stay valid"
 
 
 def test_new_labels_go_on_from_every_network_of_the_method(

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from SFRCore.ssl.contract import Phase, phase_lengths, progress_at
+from SFRCore.ssl.contract import MethodContext, Phase, Progress, phase_lengths, progress_at
 from SFRCore.ssl.ema import make_teacher, perturb, update_ema
-from SFRCore.ssl.schedules import Ramp, gaussian_rampup, learning_rate
+from SFRCore.ssl.schedules import Ramp, decay, gaussian_rampup, learning_rate
 from SFRCore.stages.finetuner import FineTuner
 
 
@@ -23,6 +23,20 @@ from SFRCore.stages.finetuner import FineTuner
 )
 def test_ramp_has_the_released_values(step: int, weight: float) -> None:
     assert Ramp()(step, 6000) == pytest.approx(weight, abs=5e-5)
+
+
+@pytest.mark.parametrize(("schedule", "factors"), [("constant", (1, 1, 1)), ("linear", (1, 0.5, 1 / 6000))])
+def test_the_pseudo_label_weight_stays_or_falls_to_nothing(schedule: str, factors: tuple[float, ...]) -> None:
+    """1 - k/K at k = 0, K/2 and K - 1, of a phase where a method has several."""
+    late = Phase("second", fraction=0.5)
+    context = MethodContext(2, (16, 16, 16), lambda: None, pseudo_weight=0.4, pseudo_schedule=schedule)  # type: ignore[arg-type]
+    for step, factor in zip((0, 3000, 5999), factors, strict=True):
+        assert decay(schedule, step, 6000) == pytest.approx(factor)  # type: ignore[arg-type]
+        at = Progress(6000 + step, 12000, late, step, 6000)
+        assert context.pseudo_weight_at(at) == pytest.approx(0.4 * factor)
+    assert MethodContext(2, (16, 16, 16), lambda: None).pseudo_schedule == "constant"  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'cosine'"):
+        decay("cosine", 0, 1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

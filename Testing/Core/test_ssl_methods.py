@@ -325,15 +325,21 @@ def test_self_training_adds_the_pseudo_labels_once() -> None:
         trained(batch(pseudo=False), at(0, 30, trained))
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.25])
-def test_self_training_weighs_its_pseudo_labels(weight: float) -> None:
+@pytest.mark.parametrize(
+    ("weight", "schedule", "step"), [(0.0, "constant", 0), (0.25, "constant", 5), (0.5, "linear", 5)]
+)
+def test_self_training_weighs_its_pseudo_labels(weight: float, schedule: str, step: int) -> None:
+    """A weight of a half has fallen to a quarter in the middle of a round of 10."""
     one = batch(2, 3)
     parts = []
-    for factor in (weight, 1.0):
-        context = MethodContext(CLASSES, PATCH, build, with_pseudo_labels=True, pseudo_weight=factor)
+    for factor, falls in ((weight, schedule), (1.0, "constant")):
+        context = MethodContext(
+            CLASSES, PATCH, build, with_pseudo_labels=True, pseudo_weight=factor, pseudo_schedule=falls
+        )
         trained = checked("self_training", context).eval()
         with torch.no_grad():
-            parts.append(trained(one, at(0, 30, trained)))
+            parts.append(trained(one, at(step, 30, trained)))
+    weight *= 0.5 if schedule == "linear" else 1.0
     weighed, full = parts
     supervised = float(full.parts["supervised"])
     expected = supervised + weight * float(full.parts["pseudo_label"])
