@@ -18,6 +18,7 @@ from SFRCore.volumes.reading import read_any
 from . import doubt, scene, study_nodes
 from .doubtful_slices import doubtful_slices, doubtful_spot, jump_to
 from .drafts import Draft, rescue, unchecked_label
+from .segment_labels import fingerprint, voxel_times
 from .segmentation_nodes import show_label, show_outlines
 from .slice_layers import show_layers
 
@@ -111,7 +112,7 @@ class CaseView(VTKObservationMixin):
         if not self.unsaved or self.segmentation is None:
             return None
         aside = self._draft.save(unchecked_label(self.segmentation, self.geometry))
-        self.unsaved = False
+        self._note_saved(self.segmentation)
         return aside
 
     def rescue(self) -> Path | None:
@@ -119,7 +120,7 @@ class CaseView(VTKObservationMixin):
         if not self.unsaved or self.segmentation is None:
             return None
         path = rescue(unchecked_label(self.segmentation, self.geometry), self.id)
-        self.unsaved = False
+        self._note_saved(self.segmentation)
         return path
 
     def accept_corrected(self) -> Path:
@@ -130,7 +131,8 @@ class CaseView(VTKObservationMixin):
         label = self.label()
         self._draft.put_aside_others()
         path = self.study.accept_corrected(self.id, label)
-        self.edited = self.unsaved = False
+        self.edited = False
+        self._note_saved(self.segmentation)
         return path
 
     def start_over(self) -> None:
@@ -189,7 +191,7 @@ class CaseView(VTKObservationMixin):
         node.SetSaveWithScene(False)
         study_nodes.mark(node, self.study, self.id, REVIEW)
         study_nodes.put_into_folder(node, self.study)
-        self.unsaved = False
+        self._note_saved(node)
         return node
 
     def _show_doubt(self) -> slicer.vtkMRMLScalarVolumeNode:
@@ -204,6 +206,7 @@ class CaseView(VTKObservationMixin):
         events = slicer.vtkSegmentation
         for event in (events.SourceRepresentationModified, events.SegmentAdded, events.SegmentRemoved):
             self.addObserver(self.segmentation, event, self._on_edited)
+        self.addObserver(self.segmentation, events.SegmentModified, self._on_modified)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeAboutToBeRemovedEvent, self._on_removed)
 
     def _on_edited(self, caller: object, event: str) -> None:
@@ -211,6 +214,26 @@ class CaseView(VTKObservationMixin):
         self.edited = self.unsaved = True
         if first and self._onChange is not None:
             self._onChange()
+
+    def _on_modified(self, caller: object, event: str) -> None:
+        """A new name or colour, or undo and redo, which say nothing else."""
+        node = self.segmentation
+        if node is not None and not self.unsaved and self._is_changed(node):
+            self._on_edited(caller, event)
+
+    def _note_saved(self, node: slicer.vtkMRMLSegmentationNode) -> None:
+        self.unsaved = False
+        self._saved, self._saved_times = fingerprint(node), voxel_times(node)
+
+    def _is_changed(self, node: slicer.vtkMRMLSegmentationNode) -> bool:
+        """Whether voxels are others than those saved last; they are read only where they were touched."""
+        times = voxel_times(node)
+        if times == self._saved_times:
+            return False
+        if fingerprint(node) != self._saved:
+            return True
+        self._saved_times = times
+        return False
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def _on_removed(self, caller: object, event: str, node: slicer.vtkMRMLNode) -> None:

@@ -97,6 +97,15 @@ def fingerprint(node: slicer.vtkMRMLSegmentationNode) -> str:
     return hashed.hexdigest()
 
 
+def voxel_times(node: slicer.vtkMRMLSegmentationNode) -> dict[str, int]:
+    """When the voxels of each segment were touched last, in VTK's time: equal where nothing was drawn."""
+    segmentation = node.GetSegmentation()
+    images = {
+        id: segmentation.GetSegment(id).GetRepresentation(_VOXELS) for id in segmentation.GetSegmentIDs()
+    }
+    return {id: image.GetMTime() for id, image in images.items() if image is not None}
+
+
 def _drawn(
     segment: slicer.vtkSegment, image: slicer.vtkOrientedImageData
 ) -> tuple[np.ndarray, list[int]] | None:
@@ -108,11 +117,17 @@ def _drawn(
     extent = image.GetExtent()
     shape = tuple(extent[2 * axis + 1] - extent[2 * axis] + 1 for axis in (2, 1, 0))
     voxels = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(shape) == segment.GetLabelValue()
-    inside = ndimage.find_objects(voxels.astype(np.uint8))
-    if not inside:
+    planes = _range(voxels.any(axis=(1, 2)))
+    if planes is None:
         return None
-    box = inside[0]
+    flat = voxels[planes].any(axis=0)
+    box = (planes, _range(flat.any(axis=1)), _range(flat.any(axis=0)))
     return voxels[box], [extent[2 * axis] + box[2 - axis].start for axis in range(3)]
+
+
+def _range(occupied: np.ndarray) -> slice | None:
+    found = np.flatnonzero(occupied)
+    return slice(int(found[0]), int(found[-1]) + 1) if found.size else None
 
 
 def _index_map(

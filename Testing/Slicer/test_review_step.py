@@ -289,6 +289,39 @@ def test_edits_are_kept_after_a_while(review, root, waitFor):
     assert review.view.unsaved
 
 
+def test_undo_and_redo_are_edits_too(review, root):
+    """What the editor's undo does: it restores a state of vtkSegmentationHistory, which fires only
+    SegmentModified.
+    """
+    choose(review, "a")
+    history = slicer.vtkSegmentationHistory()
+    history.SetSegmentation(review.view.segmentation.GetSegmentation())
+    for restore, found in ((None, drawn()), ("Previous", labelArray()), ("Next", drawn())):
+        if restore is None:
+            history.SaveState()
+            draw(review)
+        else:
+            assert getattr(history, f"Restore{restore}State")()
+        assert review.view.unsaved and review._autosave.active
+        assert review.keepEdits() and not review._autosave.active
+        assert np.array_equal(labelIn(Study.open(root).draft("a")), found)
+    assert history.RestorePreviousState()
+    choose(review, "b")
+    choose(review, "a")
+    assert np.array_equal(sitk.GetArrayFromImage(review.view.label()), labelArray())
+
+
+def test_a_name_a_color_or_a_surface_is_no_edit(review):
+    choose(review, "a")
+    node = review.view.segmentation
+    segment = node.GetSegmentation().GetSegment("SFR_4")
+    segment.SetName("my atrium")
+    segment.SetColor(0, 1, 0)
+    slicer.vtkSlicerSegmentationsModuleLogic.SetSegmentStatus(segment, 1)
+    node.CreateClosedSurfaceRepresentation()
+    assert not review.view.edited and not review.view.unsaved
+
+
 def test_discarding_corrections(review, root):
     choose(review, "a")
     draw(review)
