@@ -217,7 +217,9 @@ class ReviewStep(ReviewDisplay):
         self._refreshCase()
 
     def keepEdits(self) -> bool:
-        """Save unsaved edits as a draft in the study; False where that failed, which is then said."""
+        """Save unsaved edits as a draft in the study; False where that failed, which is then said, and tried
+        again after a while unless the study is read-only.
+        """
         self._autosave.stop()
         view = self.view
         if view is None or not view.unsaved:
@@ -225,6 +227,8 @@ class ReviewStep(ReviewDisplay):
         self.attempt(lambda: self._noteAside(view.keep()))
         if not view.unsaved:
             self._fillQueue(self.session.study)
+        elif view.segmentation is not None and not view.study.readonly:
+            self._autosave.start()
         return not view.unsaved
 
     def onSlice(self, step: int | None) -> None:

@@ -74,6 +74,16 @@ def labelIn(path):
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
 
 
+def fillDisk(patch):
+    """Nothing can be written into the study while the patch holds."""
+
+    def full(*arguments, **options):
+        raise DiskFull("The disk is full.", hint="Make room.")
+
+    for module in ("review", "folder"):
+        patch.setattr(f"SFRCore.study.{module}.write_volume", full)
+
+
 def error(step):
     return step.panel.ui.errorLabel.text
 
@@ -289,6 +299,19 @@ def test_edits_are_kept_after_a_while(review, root, waitFor):
     assert review.view.unsaved
 
 
+def test_saving_that_failed_is_tried_again(review, root, monkeypatch, waitFor):
+    choose(review, "a")
+    review._autosave.setInterval(10)
+    with monkeypatch.context() as patch:
+        fillDisk(patch)
+        draw(review)
+        waitFor(lambda: error(review) == "The disk is full. Make room.")
+        assert review.view.unsaved
+    waitFor(lambda: not review.view.unsaved)
+    assert np.array_equal(labelIn(Study.open(root).draft("a")), drawn())
+    assert not review._autosave.active
+
+
 def test_undo_and_redo_are_edits_too(review, root):
     """What the editor's undo does: it restores a state of vtkSegmentationHistory, which fires only
     SegmentModified.
@@ -399,14 +422,10 @@ def test_a_segmentation_removed_over_a_read_only_study_is_rescued(widget, root):
 
 
 def test_a_full_disk_is_said_and_the_edit_kept(review, root, monkeypatch):
-    def full(*arguments, **options):
-        raise DiskFull("The disk is full.", hint="Make room.")
-
     choose(review, "a")
     draw(review)
     with monkeypatch.context() as patch:
-        for module in ("review", "folder"):
-            patch.setattr(f"SFRCore.study.{module}.write_volume", full)
+        fillDisk(patch)
         review.ui.acceptCorrectedButton.click()
         assert error(review) == "The disk is full. Make room."
         assert review.view.id == "a" and review.view.edited and review.view.unsaved
