@@ -119,7 +119,7 @@ class CaseView(VTKObservationMixin):
         """Write unsaved edits outside the study, for when it cannot take them; None where there are none."""
         if not self.unsaved or self.segmentation is None:
             return None
-        path = rescue(unchecked_label(self.segmentation, self.geometry), self.id)
+        path = rescue(unchecked_label(self.segmentation, self.geometry), self.study, self.id)
         self._note_saved(self.segmentation)
         return path
 

@@ -14,6 +14,7 @@ from SFRCore.study import Study
 from SFRCore.study.folder import FileStamp, file_stamp
 from SFRCore.volumes import Geometry, write_volume
 
+from .places import rescued_folder
 from .segment_labels import segment_mask
 from .segment_matching import marked_value
 
@@ -89,7 +90,7 @@ def unchecked_label(node: slicer.vtkMRMLSegmentationNode, geometry: Geometry) ->
     return geometry.apply(sitk.GetImageFromArray(label))
 
 
-def rescue(label: sitk.Image, id: str) -> Path:
-    """Write a label map that the study could not take into Slicer's temporary folder; returns its path."""
-    name = f"SFR-{id}-{time.strftime('%Y%m%d-%H%M%S')}.nrrd"
-    return write_volume(label, Path(slicer.app.temporaryPath) / name)
+def rescue(label: sitk.Image, study: Study, id: str) -> Path:
+    """Write a label map that the study could not take into the user's data folder; returns its path."""
+    name = f"{Path(study.root).name}-{id}-{time.strftime('%Y%m%d-%H%M%S')}.nrrd"
+    return write_volume(label, rescued_folder() / name)

@@ -39,3 +39,8 @@ def samples_folder() -> Path:
 def chores_folder() -> Path:
     """Logs of what the Set up step runs in the background."""
     return data_folder() / "chores"
+
+
+def rescued_folder() -> Path:
+    """Corrections that a study could not take, for the user to find: nothing removes them."""
+    return data_folder() / "rescued"

@@ -124,19 +124,19 @@ class ReviewStep(ReviewDisplay):
         if view is None:
             return
         self.editor.clear()
-        try:
-            self._noteAside(view.keep())
-        except Exception as error:
-            self._rescue(view, error)
+        self._keepAnywhere(view)
         view.let_go()
 
     def sceneChanged(self) -> None:
         self.ui.correctButton.checked = False
 
     def cleanup(self) -> None:
-        self._autosave.stop()
+        """The scene may go next, so edits that the study does not take are rescued."""
         self.keys.remove()
+        if self.view is not None:
+            self._keepAnywhere(self.view)
         self.leaveCase()
+        self._autosave.stop()
         self.editor.cleanup()
         self.layers.restore()
 
@@ -378,6 +378,13 @@ class ReviewStep(ReviewDisplay):
                 _("Their corrections are kept as {path}.").format(path=aside),
             )
 
+    def _keepAnywhere(self, view: CaseView) -> None:
+        """Save unsaved edits in the study, or else outside it."""
+        try:
+            self._noteAside(view.keep())
+        except Exception as error:
+            self._rescue(view, error)
+
     def _rescue(self, view: CaseView, error: Exception) -> None:
         try:
             path = view.rescue()
@@ -385,6 +392,7 @@ class ReviewStep(ReviewDisplay):
             _log.exception("Corrections of case %s could not be saved anywhere", view.id)
             self.panel.showError(str(error), _("Your corrections of case {id} are lost.").format(id=view.id))
             return
+        _log.warning("%s The corrections of case %s were saved as %s", error, view.id, path)
         self.panel.showError(
             str(error),
             _("Your corrections of case {id} were saved as {path}.").format(id=view.id, path=path),

@@ -1,6 +1,7 @@
 """The Review step, by its real buttons: the queue, the views, corrections that are never lost, decisions."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +27,13 @@ class Answers:
 @pytest.fixture
 def root(tmp_path):
     return cohortOf(tmp_path / "study")
+
+
+@pytest.fixture(autouse=True)
+def rescued(tmp_path, monkeypatch):
+    """Where corrections go that no study takes: a folder that outlives Slicer."""
+    monkeypatch.setenv("SFR_DATA", str(tmp_path / "data"))
+    return tmp_path / "data" / "rescued"
 
 
 @pytest.fixture
@@ -397,7 +405,21 @@ def test_a_read_only_study_is_shown_and_edits_stay(widget, root):
     step.leaveCase()
 
 
-def test_a_scene_closed_over_a_read_only_study_loses_nothing(widget, root):
+def test_a_module_unloaded_over_a_read_only_study_loses_nothing(widget, root, rescued, caplog):
+    """As when Slicer quits: the scene goes next."""
+    widget.logic._open(Study.open(root, readonly=True))
+    step = widget.panel.steps["review"]
+    widget.panel.open("review")
+    choose(step, "a")
+    draw(step)
+    slicer.util.reloadScriptedModule("SFRSegmentation")
+    (path,) = rescued.iterdir()
+    assert path.name.startswith("study-a-") and np.array_equal(labelIn(path), drawn())
+    assert str(path) in caplog.text
+    assert nodes() == []
+
+
+def test_a_scene_closed_over_a_read_only_study_loses_nothing(widget, root, rescued):
     widget.logic._open(Study.open(root, readonly=True))
     step = widget.panel.steps["review"]
     widget.panel.open("review")
@@ -405,10 +427,11 @@ def test_a_scene_closed_over_a_read_only_study_loses_nothing(widget, root):
     draw(step)
     slicer.mrmlScene.Clear(0)
     path = error(step).partition("saved as ")[2].rstrip(".")
+    assert Path(path).parent == rescued
     assert np.array_equal(labelIn(path), drawn())
 
 
-def test_a_segmentation_removed_over_a_read_only_study_is_rescued(widget, root):
+def test_a_segmentation_removed_over_a_read_only_study_is_rescued(widget, root, rescued):
     widget.logic._open(Study.open(root, readonly=True))
     step = widget.panel.steps["review"]
     widget.panel.open("review")
@@ -417,6 +440,7 @@ def test_a_segmentation_removed_over_a_read_only_study_is_rescued(widget, root):
     removeByHand(step.view.segmentation)
     assert "read-only" in error(step)
     path = error(step).partition("were kept in ")[2].rstrip(".")
+    assert Path(path).parent == rescued
     assert np.array_equal(labelIn(path), drawn())
     step.leaveCase()
 
