@@ -113,25 +113,33 @@ class SFRSegmentationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.panel.sceneClosing()
 
     def onSceneEndClose(self, caller, event):
-        """Start again with the scene that is there now."""
-        self.initializeParameterNode()
+        """Start again with the scene that is there now; a user who is elsewhere is not interrupted."""
+        if self.parent.isEntered:
+            self.initializeParameterNode()
         self.panel.sceneChanged()
 
     def initializeParameterNode(self):
-        """Bind the panel to the scene's parameter node, and open the study it names where it is here."""
+        """Bind the panel to the scene's parameter node, and open the study it names where it is here.
+
+        Where another one is open that one stays: the scene's is offered, and the scene goes on naming it.
+        """
         parameters = self.logic.getParameterNode()
         self.panel.setParameters(parameters)
-        study = self.logic.session.study
-        if study is not None:
+        study, folder = self.logic.session.study, parameters.studyFolder
+        cases = self.panel.steps["cases"]
+        if study is None:
+            if folder:
+                cases.reopen(folder)
+        elif not folder:
             parameters.studyFolder = str(study.root)
-        elif parameters.studyFolder:
-            self.panel.steps["cases"].reopen(parameters.studyFolder)
+        else:
+            cases.offer("" if Path(folder) == study.root else folder)
 
     def onChanged(self, what):
         """The scene remembers which study is open."""
-        if what == STUDY and self.panel is not None and self.panel.parameters is not None:
+        if what == STUDY:
             study = self.logic.session.study
-            self.panel.parameters.studyFolder = "" if study is None else str(study.root)
+            self.logic.getParameterNode().studyFolder = "" if study is None else str(study.root)
 
     def onReload(self):
         """Reload the module with its packages, which Slicer's own reload leaves as they were.
@@ -177,10 +185,13 @@ class SFRSegmentationTest(ScriptedLoadableModuleTest):
 
     def test_panel_opens_and_survives_a_closed_scene(self):
         """The panel opens on a bare Slicer and bears a scene that is closed under it."""
-        panel = slicer.util.getModuleWidget("SFRSegmentation").panel
+        widget = slicer.util.getModuleWidget("SFRSegmentation")
+        panel = widget.panel
         self.assertEqual(list(panel.steps), ["setUp", "cases", "train", "review", "results"])
         slicer.mrmlScene.Clear(0)
+        widget.enter()
         self.assertIsNotNone(panel.parameters)
+        widget.exit()
 
     def test_study_from_a_loaded_volume(self):
         """A loaded volume with its segmentation becomes a labeled case of a new study."""

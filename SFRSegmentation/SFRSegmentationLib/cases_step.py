@@ -35,6 +35,7 @@ class CasesStep(Step):
         self.table = CaseTable(self.ui.casesTable)
         self._adding: ChoreFollower | None = None
         self._stale = True
+        self._offered = ""
         self.menu: Any = None
         for name, act in (
             ("newStudyButton", self.onNewStudy), ("openStudyButton", self.onOpenStudy),
@@ -63,6 +64,8 @@ class CasesStep(Step):
         self.refresh()
 
     def changed(self, what: str) -> None:
+        if what == STUDY:
+            self._offered = ""
         if what in (STUDY, CASES):
             self._stale = True
             if self.session.study is not None:
@@ -95,6 +98,8 @@ class CasesStep(Step):
             self.setState(DONE if counts["labeled"] else READY, words)
 
     def _nextWords(self, counts: dict[str, int]) -> str:
+        if self._offered:
+            return _("This scene belongs to the study {folder}: open it.").format(folder=self._offered)
         if self.session.study is None:
             return _("Make a new study for your cohort, or open one.")
         if not sum(counts.values()):
@@ -145,9 +150,12 @@ class CasesStep(Step):
         if knows_files(Study.open(folder)):
             self.logic.openStudy(folder)
         else:
-            self.ui.emptyLabel.text = _("This scene belongs to the study {folder}: open it.").format(
-                folder=folder
-            )
+            self.offer(folder)
+
+    def offer(self, folder: str) -> None:
+        """Say which study the scene belongs to, where it is here; "" for the one that is open, or none."""
+        self._offered = folder if folder and Path(folder, STUDY_FILE).is_file() else ""
+        self.refresh()
 
     def onNewStudy(self) -> None:
         """Ask for a folder and for what is to be segmented, and make the study."""
@@ -161,7 +169,8 @@ class CasesStep(Step):
 
     def onOpenStudy(self) -> None:
         """Ask for a study folder and open it."""
-        folder = self.questions.folder(_("A study folder (with study.json in it)"), self._lastFolder())
+        start = self._offered or self._lastFolder()
+        folder = self.questions.folder(_("A study folder (with study.json in it)"), start)
         if folder is not None:
             self._open(folder)
             self._remember(folder)

@@ -75,7 +75,7 @@ def waitFor():
 
 @pytest.fixture
 def widget():
-    """The module's panel: made once, then reloaded for each test as the Reload button does."""
+    """The module's panel, entered: made once, then reloaded for each test as the Reload button does."""
     name = MODULE.stem
     if name not in slicer.app.moduleManager().modulesNames():
         scripted.loadScriptedModule(str(MODULE))
@@ -83,10 +83,11 @@ def widget():
     else:
         slicer.util.reloadScriptedModule(name)
         panel = slicer.util.getModuleWidget(name)
+    panel.parent.enter()
     yield panel
     panel = slicer.util.getModuleWidget(name)
     panel.logic.closeStudy()
-    panel.exit()
+    panel.parent.exit()
 
 
 @pytest.fixture

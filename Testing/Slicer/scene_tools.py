@@ -151,9 +151,9 @@ def openPanel():
     panel = slicer.util.getModuleWidget(name)
     questions = panel.panel.questions
     panel.panel.clearError()
-    panel.enter()
+    panel.parent.enter()
     yield panel
     panel = slicer.util.getModuleWidget(name)
     panel.panel.questions = questions
     panel.logic.closeStudy()
-    panel.exit()
+    panel.parent.exit()

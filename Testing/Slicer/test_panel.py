@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 import slicer
 from event_loop import measured
-from panel_tools import Answers, study_of
+from panel_tools import Answers, loaded_volume, study_of
 
 MODULE = Path(__file__).resolve().parents[2] / "SFRSegmentation"
 OF_SLICER = {
@@ -136,19 +136,19 @@ def test_every_name_of_the_wiring_exists(widget):
 def test_scene_closed(widget):
     slicer.mrmlScene.Clear(0)
     assert widget.panel.parameters is not None
-    widget.exit()
+    widget.parent.exit()
     slicer.mrmlScene.Clear(0)
-    widget.enter()
+    widget.parent.enter()
 
 
 def test_controls_are_bound_once_and_let_go(widget):
     """However often the user comes and goes or closes the scene; nothing is bound while he is elsewhere."""
     kept = []
     for _round in range(3):
-        widget.enter()
+        widget.parent.enter()
         kept.append(widget.panel.parameters)
-        widget.exit()
-        widget.enter()
+        widget.parent.exit()
+        widget.parent.enter()
         slicer.mrmlScene.Clear(0)
         kept.append(widget.panel.parameters)
     parameters = kept[0]
@@ -156,31 +156,78 @@ def test_controls_are_bound_once_and_let_go(widget):
     box = widget.panel.steps["review"].ui.showDoubtCheckBox
     parameters.showDoubt = False
     assert not box.checked
-    widget.exit()
+    widget.parent.exit()
     assert widget.panel.parameters is None
     box.checked = True
     assert parameters.showDoubt is False
     parameters.doubtOpacity, before = 0.25, widget.panel.steps["review"].ui.opacitySlider.value
     assert widget.panel.steps["review"].ui.opacitySlider.value == before != 0.25
-    widget.enter()
+    widget.parent.enter()
     assert not box.checked
     box.checked = True
     assert parameters.showDoubt is True
 
 
-def test_scene_saved_and_opened_again(widget, tmp_path):
-    study = study_of(tmp_path)
+def save(study, path):
+    """A scene of a study, with a volume that is chosen in the panel, and an empty scene without a study."""
+    widget = slicer.util.getModuleWidget("SFRSegmentation")
     widget.logic.openStudy(study.root)
-    path = str(tmp_path / "scene.mrb")
-    assert slicer.util.saveScene(path)
-    slicer.mrmlScene.Clear(0)
+    widget.panel.parameters.inputVolume, _segmentation = loaded_volume("of the scene")
+    assert slicer.util.saveScene(str(path))
     widget.logic.closeStudy()
-    assert widget.panel.parameters.studyFolder == ""
-    parameters = widget.panel.parameters
-    parameters.studyFolder = str(study.root)
-    slicer.mrmlScene.StartState(slicer.mrmlScene.ImportState)
-    slicer.mrmlScene.EndState(slicer.mrmlScene.ImportState)
+    slicer.mrmlScene.Clear(0)
+    assert widget.logic.getParameterNode().studyFolder == ""
+
+
+def load(path):
+    """Read a scene in place of the one that is there."""
+    slicer.util.loadScene(path, {"clear": True})
+
+
+@pytest.mark.parametrize("suffix", [".mrb", ".mrml"])
+def test_scene_saved_and_opened_again(widget, tmp_path, suffix):
+    study = study_of(tmp_path)
+    save(study, tmp_path / f"scene{suffix}")
+    load(tmp_path / f"scene{suffix}")
     assert widget.logic.study.root == study.root
+    assert widget.panel.parameters.studyFolder == str(study.root)
+    assert widget.panel.parameters.inputVolume.GetName() == "of the scene"
+
+
+def test_scene_of_another_study_is_not_taken_over(widget, tmp_path):
+    """It is offered; what is open stays open, and what the scene says stays said."""
+    here, there = study_of(tmp_path / "here"), study_of(tmp_path / "there")
+    save(there, tmp_path / "scene.mrml")
+    widget.logic.openStudy(here.root)
+    widget.panel.open("cases")
+    load(tmp_path / "scene.mrml")
+    words = widget.panel.steps["cases"].ui.emptyLabel
+    assert widget.logic.study.root == here.root
+    assert widget.panel.parameters.studyFolder == str(there.root)
+    assert not words.isHidden() and str(there.root) in words.text
+    widget.parent.exit()
+    widget.parent.enter()
+    assert widget.panel.parameters.studyFolder == str(there.root) and str(there.root) in words.text
+    widget.logic.openStudy(there.root)
+    assert str(there.root) not in words.text
+    slicer.mrmlScene.Clear(0)
+    assert widget.panel.parameters.studyFolder == str(there.root)
+
+
+def test_scene_is_looked_at_when_the_user_comes(widget, tmp_path):
+    study = study_of(tmp_path)
+    save(study, tmp_path / "scene.mrml")
+    widget.parent.exit()
+    load(tmp_path / "scene.mrml")
+    assert widget.logic.session.study is None and widget.panel.parameters is None
+    widget.parent.enter()
+    assert widget.logic.study.root == study.root
+
+
+def test_study_opened_from_elsewhere_is_noted_in_the_scene(widget, tmp_path):
+    widget.parent.exit()
+    study = widget.logic.openStudy(study_of(tmp_path).root)
+    assert widget.logic.getParameterNode().studyFolder == str(study.root)
 
 
 def test_unknown_files_are_not_read_by_opening_a_scene(widget, tmp_path):
@@ -189,6 +236,8 @@ def test_unknown_files_are_not_read_by_opening_a_scene(widget, tmp_path):
     widget.panel.open("cases")
     widget.panel.steps["cases"].reopen(str(study.root))
     assert widget.logic.session.study is None
+    assert "open it" in widget.panel.steps["cases"].ui.emptyLabel.text
+    widget.panel.refresh()
     assert "open it" in widget.panel.steps["cases"].ui.emptyLabel.text
     widget.panel.steps["cases"].reopen(str(tmp_path / "nowhere"))
 

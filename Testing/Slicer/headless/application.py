@@ -86,6 +86,12 @@ class IOManager:
         name = properties.get("name")
         if not os.path.isfile(fileName):
             return False
+        if fileType == "SceneFile":
+            scene, clear = environment.scene, bool(properties.get("clear"))
+            if fileName.endswith(".mrb"):
+                return bool(scene.ReadFromMRB(fileName, clear))
+            scene.SetURL(fileName)
+            return bool(scene.Connect() if clear else scene.Import())
         if fileType == "VolumeFile":
             options = 0
             for bit, key in (

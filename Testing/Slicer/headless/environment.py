@@ -70,6 +70,14 @@ class Environment:
         self.scene.AddNode(crosshair)
 
         self.appLogic.SetMRMLScene(self.scene)
+        self.remoteIO = slicer.vtkMRMLRemoteIOLogic()  # without its cache no .mrb can be read
+        cache = os.path.join(self.temporaryDirectory, "cache")
+        os.makedirs(cache)
+        with open(os.path.join(cache, ".slicer-cache"), "w"):
+            pass  # a folder without it is not taken for a cache
+        self.remoteIO.GetCacheManager().SetRemoteCacheDirectory(cache)
+        self.remoteIO.SetMRMLScene(self.scene)
+        self.remoteIO.AddDataIOToScene()
         self.sliceLogics, self.viewLogics = vtk.vtkCollection(), vtk.vtkCollection()
         self.appLogic.SetSliceLogics(self.sliceLogics)
         self.appLogic.SetViewLogics(self.viewLogics)

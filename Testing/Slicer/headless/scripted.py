@@ -58,8 +58,30 @@ def _build(self):
     self.setMRMLScene(slicer.mrmlScene)
 
 
+def _enter(self):
+    self._hEntered = True
+    self._hPython.enter()
+
+
+def _exit(self):
+    self._hEntered = False
+    self._hPython.exit()
+
+
+def _refuse(self, value):
+    raise AttributeError("isEntered is read-only")
+
+
 behaviour(
-    "qSlicerScriptedLoadableModuleWidget", _build=_build, self=lambda self: self._hPython, reload=_reload
+    "qSlicerScriptedLoadableModuleWidget",
+    _build=_build,
+    self=lambda self: self._hPython,
+    reload=_reload,
+    enter=_enter,
+    exit=_exit,
+    _hEntered=False,
+    _get_isEntered=lambda self: self._hEntered,
+    _set_isEntered=_refuse,
 )
 
 
