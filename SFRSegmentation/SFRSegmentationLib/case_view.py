@@ -149,7 +149,10 @@ class CaseView(VTKObservationMixin):
         return newest is not None and newest.time > self.result.time
 
     def close(self) -> None:
-        """Remove the nodes that were made for the review. Edits that could not be saved stay in the scene."""
+        """Remove the nodes that were made for the review, but for an image that the user asked for since.
+
+        Edits that could not be saved stay in the scene.
+        """
         self.removeObservers()
         node = self.segmentation
         if self.unsaved and node is not None:
@@ -159,8 +162,10 @@ class CaseView(VTKObservationMixin):
         else:
             study_nodes.remove(node)
         study_nodes.remove(self.overlay)
-        if self._own_image and not (self.unsaved and node is not None):
-            study_nodes.remove(self.image)
+        image = self.image
+        needed = self.unsaved and node is not None
+        if self._own_image and image is not None and not needed and not scene.is_kept(image):
+            study_nodes.remove(image)
         self.let_go()
 
     def let_go(self) -> None:
@@ -170,7 +175,7 @@ class CaseView(VTKObservationMixin):
 
     def _load(self) -> None:
         before = {node.GetID() for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")}
-        self._image = scene.load_image(self.study, self.id).GetID()
+        self._image = scene.load_image(self.study, self.id, keep=False).GetID()
         self._own_image = self._image not in before
         self._segmentation = self._show_segmentation().GetID()
         self._doubt = self._show_doubt().GetID()

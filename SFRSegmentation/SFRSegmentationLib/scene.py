@@ -23,7 +23,8 @@ from .segment_labels import fingerprint, label_of
 from .segmentation_nodes import set_status, show_label, show_outlines
 from .volume_nodes import case_id_of, check_scalar, file_behind, image_of, show_image
 
-LOADED_AS = "SFR.LoadedAs"
+_LOADED_AS = "SFR.LoadedAs"
+_KEPT = "SFR.Kept"
 KIND_NAMES = {"prediction": "prediction", "pseudo_label": "pseudo-label"}
 
 
@@ -111,20 +112,21 @@ def case_geometry(study: Study, id: str) -> Geometry:
     return image_info(study.image_path(id)).geometry
 
 
-def load_image(study: Study, id: str) -> slicer.vtkMRMLScalarVolumeNode:
+def load_image(study: Study, id: str, *, keep: bool = True) -> slicer.vtkMRMLScalarVolumeNode:
     """The image of a case as a volume node: one that is loaded already, else a new one read from the study.
 
     A loaded volume counts where it was added as this case or is this case's file, and still lies on its grid.
+    With `keep` the node is the user's from now on: `is_kept` says so to those who would remove it.
     """
-    path = study.image_path(id)
-    geometry = image_info(path).geometry
-    for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"):
-        if _is_image_of(node, study, id, path, geometry):
-            return node
-    node = show_image(read_image(path), id)
-    study_nodes.mark(node, study, id, "image")
-    study_nodes.put_into_folder(node, study)
+    node = _loaded_image(study, id) or _new_image(study, id)
+    if keep:
+        node.SetAttribute(_KEPT, "1")
     return node
+
+
+def is_kept(image: slicer.vtkMRMLScalarVolumeNode) -> bool:
+    """Whether the user asked for an image, whoever loaded it first."""
+    return image.GetAttribute(_KEPT) is not None
 
 
 def load_result(study: Study, id: str, kind: str = "prediction") -> slicer.vtkMRMLSegmentationNode:
@@ -145,7 +147,7 @@ def load_result(study: Study, id: str, kind: str = "prediction") -> slicer.vtkMR
     show_outlines(node, fill=0.3)
     set_status(node, study.case(id).review)
     study_nodes.mark(node, study, id, kind)
-    node.SetAttribute(LOADED_AS, fingerprint(node))
+    node.SetAttribute(_LOADED_AS, fingerprint(node))
     study_nodes.put_into_folder(node, study)
     return node
 
@@ -157,11 +159,27 @@ def maps_of(result: CaseResult) -> tuple[sitk.Image, sitk.Image]:
 
 def _replace(old: slicer.vtkMRMLSegmentationNode) -> None:
     """Remove a result that was loaded before; where it is not what was loaded, leave it to the user."""
-    if old.GetAttribute(LOADED_AS) == fingerprint(old):
+    if old.GetAttribute(_LOADED_AS) == fingerprint(old):
         study_nodes.remove(old)
         return
     old.SetName(slicer.mrmlScene.GenerateUniqueName(f"{old.GetName()} (edited)"))
     study_nodes.unmark(old)
+
+
+def _loaded_image(study: Study, id: str) -> slicer.vtkMRMLScalarVolumeNode | None:
+    path = study.image_path(id)
+    geometry = image_info(path).geometry
+    for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"):
+        if _is_image_of(node, study, id, path, geometry):
+            return node
+    return None
+
+
+def _new_image(study: Study, id: str) -> slicer.vtkMRMLScalarVolumeNode:
+    node = show_image(read_image(study.image_path(id)), id)
+    study_nodes.mark(node, study, id, "image")
+    study_nodes.put_into_folder(node, study)
+    return node
 
 
 def _is_image_of(

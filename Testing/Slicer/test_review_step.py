@@ -297,6 +297,19 @@ def test_an_image_or_overlay_that_is_removed_is_borne(review):
     assert nodes() == ["b", "b (in review)", "b doubt"]
 
 
+def test_an_image_that_the_user_asks_for_stays(review):
+    """Show in Slicer, or Load with images, of the case under review."""
+    choose(review, "a")
+    image = review.view.image
+    assert review.logic.loadImage("a") is image
+    choose(review, "b")
+    assert nodes() == ["a", "b", "b (in review)", "b doubt"]
+    choose(review, "a")
+    assert review.view.image is image
+    review.leaveCase()
+    assert nodes() == ["a"]
+
+
 def test_edits_are_kept_after_a_while(review, root, waitFor):
     choose(review, "a")
     review._autosave.setInterval(10)
