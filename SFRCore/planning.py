@@ -13,7 +13,7 @@ import numpy as np
 
 from .errors import InputError
 from .presets import Preset, Triple, get_preset
-from .settings import Settings
+from .settings import BATCH, Settings
 from .volumes import Normalisation, Preprocessing
 
 DIVISOR = 16
@@ -63,7 +63,7 @@ class Plan:
     ramp: tuple[float, int, int]
     reference_iterations: int
     reference_stride: Triple
-    finetune_batch: int = 2
+    finetune_batch: int = BATCH
     short_rate: bool = False
     reasons: tuple[str, ...] = field(default=())
 
@@ -176,7 +176,9 @@ def make_plan(
 
 
 def with_settings(plan: Plan, settings: Settings) -> Plan:
-    """An earlier plan with the iterations that this run asks for, and without the reason for others."""
+    """An earlier plan with the iterations and the batch that this run asks for, and without the reason for
+    other iterations.
+    """
     asked = {"fine-tuning": settings.iterations_finetune, "re-training": settings.iterations_retrain}
     open_still = [name for name, number in asked.items() if not number]
     reasons = plan.reasons
@@ -188,6 +190,7 @@ def with_settings(plan: Plan, settings: Settings) -> Plan:
         reasons=reasons,
         iterations_finetune=settings.iterations_finetune or plan.iterations_finetune,
         iterations_retrain=settings.iterations_retrain or plan.iterations_retrain,
+        finetune_batch=settings.batch or plan.finetune_batch,
     )
 
 

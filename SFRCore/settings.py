@@ -18,7 +18,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "device": ("auto", "cpu", "cuda", "mps"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
 }
-LEAST: dict[str, int] = {"seed": 0, "iterations_finetune": 1, "iterations_retrain": 1}
+LEAST: dict[str, int] = {"seed": 0, "iterations_finetune": 1, "iterations_retrain": 1, "batch": 1}
+BATCH = 2
+"""Canvases of a step of fine-tuning in the paper; labeled, and unlabeled, crops of most methods' steps."""
 LARGEST_SEED = 2**32 - 1
 
 
@@ -32,6 +34,8 @@ class Settings:
     ``pseudo_weight`` is the weight of the pseudo-label loss (1 in the reference implementation of SFR; 0
     leaves the foundation's pseudo-labels out). With the ``pseudo_schedule`` "linear" it falls to 0 over the
     training, or over each phase of a method that has several.
+    ``batch`` is the number of canvases in a step of fine-tuning; a method has ``batch`` / 2 times as many
+    crops as its own in a step. None is the paper's 2: less needs less memory, and changes the method.
     ``faithful`` follows the reference implementation also where it departs from its paper
     (unmasked Dice, clamping Bezier transform, rotation always followed by a flip).
     ``fast`` predicts in few large windows that overlap by a quarter of the patch, instead of windows of the
@@ -56,6 +60,7 @@ class Settings:
     faithful: bool = False
     fast: bool = True
     patch: tuple[int, int, int] | None = None
+    batch: int | None = None
     method_options: Mapping[str, Any] = field(default_factory=dict)
     recipe_options: Mapping[str, Any] = field(default_factory=dict)
     yes: bool = False

@@ -51,6 +51,7 @@ def compare(
     iterations_finetune: opt.IterationsFinetune = None,
     iterations_retrain: opt.IterationsRetrain = None,
     patch: opt.Patch = None,
+    batch: opt.Batch = None,
     pseudo_weight: opt.PseudoWeight = None,
     pseudo_schedule: opt.PseudoSchedule = None,
     method_option: opt.MethodOption = None,
@@ -68,9 +69,9 @@ def compare(
         "recipe": recipe, "preset": preset, "foundation": foundation, "tuning": tuning, "input": input,
         "student": student, "method_option": method_option, "recipe_option": recipe_option,
         "pseudo_labels": pseudo_labels, "iterations_finetune": iterations_finetune,
-        "iterations_retrain": iterations_retrain, "patch": patch, "pseudo_weight": pseudo_weight,
-        "pseudo_schedule": pseudo_schedule, "faithful": faithful, "dense": dense, "device": device,
-        "precision": precision,
+        "iterations_retrain": iterations_retrain, "patch": patch, "batch": batch,
+        "pseudo_weight": pseudo_weight, "pseudo_schedule": pseudo_schedule,
+        "faithful": faithful, "dense": dense, "device": device, "precision": precision,
     }  # fmt: skip
     settings = opt.settings_from(options)
     own = {"seeds": seeds, "first_seed": first_seed, "base": base, "name": name, "cases": cases, "mode": mode}

@@ -78,6 +78,7 @@ def _add_stage(verb: str) -> None:
         iterations_finetune: opt.IterationsFinetune = None,
         iterations_retrain: opt.IterationsRetrain = None,
         patch: opt.Patch = None,
+        batch: opt.Batch = None,
         pseudo_weight: opt.PseudoWeight = None,
         pseudo_schedule: opt.PseudoSchedule = None,
         method_option: opt.MethodOption = None,
@@ -95,9 +96,9 @@ def _add_stage(verb: str) -> None:
             "recipe": recipe, "ssl": ssl, "preset": preset, "foundation": foundation, "tuning": tuning,
             "input": input, "student": student, "pseudo_labels": pseudo_labels,
             "iterations_finetune": iterations_finetune, "iterations_retrain": iterations_retrain,
-            "patch": patch, "pseudo_weight": pseudo_weight, "pseudo_schedule": pseudo_schedule,
-            "method_option": method_option, "recipe_option": recipe_option,
-            "faithful": faithful, "dense": dense,
+            "patch": patch, "batch": batch, "pseudo_weight": pseudo_weight,
+            "pseudo_schedule": pseudo_schedule, "method_option": method_option,
+            "recipe_option": recipe_option, "faithful": faithful, "dense": dense,
             "device": device, "precision": precision, "seed": seed,
         }  # fmt: skip
         settings = opt.settings_from(options)

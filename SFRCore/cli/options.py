@@ -83,6 +83,15 @@ Patch = Annotated[
         show_default="by the preset",
     ),
 ]
+Batch = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Canvases in a step of fine-tuning, and labeled as well as unlabeled crops in one of training "
+        "the student (more with methods that have more). 1 needs less memory than the paper's 2.",
+        show_default="2",
+    ),
+]
 PseudoWeight = Annotated[
     float | None, typer.Option(help="Weight of the pseudo-label loss.", show_default="1")
 ]

@@ -160,15 +160,17 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def explained_memory(device: Device, doing: str) -> Iterator[None]:
+def explained_memory(device: Device, doing: str, *, trains: bool = False) -> Iterator[None]:
     """Turn a memory failure inside the block into OutOfMemory (exit code 4) with advice."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+        batch = "a smaller batch (--batch 1), " if trains else ""
         place = f"The memory of {device.name()}" if device.is_gpu else "The computer's memory"
         raise OutOfMemory(
             f"{place} ran out while {doing}.",
-            hint="Close other programs, or choose a smaller patch, a smaller foundation or another device.",
+            hint=f"Close other programs, or choose a smaller patch, {batch}a smaller foundation or another "
+            "device.",
         ) from error

@@ -127,7 +127,7 @@ def _step(trainer: Trainer, reporter: Reporter, device: Device, k: int, doing: s
         return trainer.step(k)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error) or not trainer.save_memory():
-            with explained_memory(device, doing):
+            with explained_memory(device, doing, trains=True):
                 raise
     if device.torch_device.type == "cuda":
         torch.cuda.empty_cache()
@@ -136,7 +136,7 @@ def _step(trainer: Trainer, reporter: Reporter, device: Device, k: int, doing: s
         code="memory",
         message="Memory ran out: activations are now computed twice instead of kept, which is slower.",
     )
-    with explained_memory(device, doing):
+    with explained_memory(device, doing, trains=True):
         return trainer.step(k)
 
 

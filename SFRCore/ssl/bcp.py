@@ -36,6 +36,7 @@ class BCP(Method):
     name = "bcp"
     description = "BCP: bidirectional copy-paste between labeled and unlabeled crops"
     source = "Bai et al., CVPR 2023; BCP LA_BCP_train.py"
+    group = 2
     defaults = {"box": 2 / 3, "unlabeled_weight": 0.5, "pretraining": 2000 / 17000, "ema_decay": 0.99}
 
     def __init__(self, context: MethodContext) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from SFRCore.errors import InputError
-from SFRCore.settings import PseudoSchedule
+from SFRCore.settings import BATCH, PseudoSchedule
 from SFRCore.ssl.losses import segmentation_loss
 from SFRCore.ssl.schedules import SCHEDULES, STEP_FRACTION, Schedule, decay, learning_rate
 from SFRCore.students.student import Student
@@ -47,6 +47,13 @@ class Phase:
     def learning_rate(self, step: int, total: int) -> float:
         """Learning rate at 0-based ``step`` of the ``total`` iterations of this phase."""
         return learning_rate(self.schedule, step, total, base=self.base_rate, every=self.step_every)
+
+    def of_batch(self, batch: int) -> Phase:
+        """The same with ``batch`` / 2 times as many crops of each kind, at least one where there are any."""
+        labeled, unlabeled = (
+            max(1, crops * batch // BATCH) if crops else 0 for crops in (self.labeled, self.unlabeled)
+        )
+        return dataclasses.replace(self, labeled=labeled, unlabeled=unlabeled)
 
 
 @dataclass(frozen=True)
@@ -156,7 +163,8 @@ class MethodContext:
     ``classes`` or options of the network. ``with_pseudo_labels``: batches of phases that ask for them carry
     those of the foundation model. ``pseudo_weight`` is the weight of the pseudo-label loss that the loop
     attaches, or that the method has in its own loss, at the beginning of a phase; ``pseudo_schedule`` says
-    whether it stays. ``options`` override the method's defaults.
+    whether it stays. ``batch`` is the user's: 2 leaves the crops of the phases as they are. ``options``
+    override the method's defaults.
     """
 
     classes: int
@@ -166,6 +174,7 @@ class MethodContext:
     with_pseudo_labels: bool = False
     pseudo_weight: float = 1.0
     pseudo_schedule: PseudoSchedule = "constant"
+    batch: int = BATCH
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 1337
 
@@ -189,13 +198,15 @@ class Method(nn.Module, ABC):
     ``defaults`` are a class's own options beside those of the classes it builds on. The preset of a data set
     replaces ``schedule``, ``step_every``, ``base_rate``, ``consistency`` and ``ramp``, so that methods are
     compared under equal conditions, but for the options that ``keeps`` names. ``uses_unlabeled`` tells
-    whether unlabeled crops are looked at without pseudo-labels.
+    whether unlabeled crops are looked at without pseudo-labels. ``group``: labeled and unlabeled crops of a
+    batch come in multiples of it, as in methods that mix pairs.
     """
 
     name: ClassVar[str]
     description: ClassVar[str]
     source: ClassVar[str]
     uses_unlabeled: ClassVar[bool] = True
+    group: ClassVar[int] = 1
     keeps: ClassVar[frozenset[str]] = frozenset()
     defaults: ClassVar[Mapping[str, Any]] = {
         "schedule": "step",
@@ -253,9 +264,31 @@ class Method(nn.Module, ABC):
             if not 0 <= self.options[option] <= 1:
                 raise InputError(f"The method {self.name} needs {option} between 0 and 1.")
 
+    def check_batch(self, total: int) -> None:
+        """Raise InputError where the batch of the context is too small for the method, or for its network."""
+        batch, patch = self.context.batch, self.context.patch
+        if any(
+            crops % self.group for phase in self.phases(total) for crops in (phase.labeled, phase.unlabeled)
+        ):
+            raise InputError(
+                f"The method {self.name} mixes crops in groups of {self.group}, so it cannot be trained "
+                f"with a batch of {batch}.",
+                hint=f"Choose a multiple of {self.group}, or another method.",
+            )
+        if batch == 1 and self.student.sees_one_voxel(patch):
+            raise InputError(
+                f"A batch of 1 with a patch of {' x '.join(map(str, patch))} voxels leaves the network "
+                f"{self.student.name} nothing to normalise.",
+                hint=f"Choose a larger patch, or a batch of {BATCH}.",
+            )
+
     def plan(self, total: int) -> list[Phase]:
-        """The phases of a training of ``total`` iterations."""
+        """The phases of a training of ``total`` iterations, with the method's own numbers of crops."""
         return [self.phase("training")]
+
+    def phases(self, total: int) -> list[Phase]:
+        """The same with as many crops as the user's batch makes of them."""
+        return [phase.of_batch(self.context.batch) for phase in self.plan(total)]
 
     def phase(self, name: str, fraction: float = 1.0, **fields: Any) -> Phase:
         """A phase with the learning rate of the options, and pseudo-labels if the recipe has them."""

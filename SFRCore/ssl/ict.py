@@ -25,6 +25,7 @@ class InterpolationConsistency(TaughtMethod):
     name = "ict"
     description = "ICT: consistency of mixed crops with the mixed predictions of an averaged teacher"
     source = "Verma et al., IJCAI 2019; SSL4MIS train_interpolation_consistency_training_3D.py"
+    group = 2
     defaults = {"alpha": 0.2}
 
     def check(self) -> None:

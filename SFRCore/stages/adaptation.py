@@ -21,6 +21,7 @@ from ..foundation.checkpoints import seeded
 from ..foundation.prompting import PromptedSAM, load_prompted
 from ..runtime.files import atomic_path
 from ..runtime.optimise import seed_step
+from ..settings import BATCH
 from ..ssl.contract import Batch
 from ..ssl.losses import segmentation_loss
 from ..ssl.schedules import Schedule, learning_rate
@@ -39,7 +40,6 @@ from .training_set import labeled_volumes
 
 STAGE = "adapt"
 STAGE_SEED = 4
-BATCH = 2
 BOTH = 256
 """Two label maps in one: the student's class times this, plus SAM's."""
 
@@ -76,7 +76,11 @@ class AdaptationTrainer(SingleTrainer[Batch]):
         )
         rank, processes = context.device.rank, context.device.processes
         super().__init__(
-            context, network, optimizer, lambda k: guessed_batch(source, k, rank, processes), total=total
+            context,
+            network,
+            optimizer,
+            lambda k: guessed_batch(source, k, rank, processes, plan.finetune_batch),
+            total=total,
         )
 
     def step(self, k: int) -> dict[str, float]:
@@ -97,9 +101,9 @@ class AdaptationTrainer(SingleTrainer[Batch]):
         return self.descend(loss, rate)
 
 
-def guessed_batch(source: CropSource, k: int, rank: int, processes: int) -> Batch:
-    """Labeled crops of step ``k``, with what was guessed of them where the pseudo-labels are."""
-    crops = source.crops(k, BATCH, rank, processes)
+def guessed_batch(source: CropSource, k: int, rank: int, processes: int, count: int = BATCH) -> Batch:
+    """``count`` labeled crops of step ``k``, with what was guessed of them where the pseudo-labels are."""
+    crops = source.crops(k, count, rank, processes)
     return make_batch(crops, crops, "extra")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..planning import digest
+from ..settings import BATCH
 from .context import StageContext
 from .lineage import (
     FOUNDATION_INFO,
@@ -100,6 +101,8 @@ def adaptation_lineage(context: StageContext) -> Lineage:
         "base_rate": plan.base_rate,
         "iterations": plan.iterations_retrain,
     }
+    if plan.finetune_batch != BATCH:
+        recipe["batch"] = plan.finetune_batch
     return Lineage(
         folder=folder,
         recipe=digest(recipe),

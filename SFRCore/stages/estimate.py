@@ -181,7 +181,7 @@ def _phases_seconds(trainer: Retrainer, context: StageContext) -> float:
 def _selective_seconds(context: StageContext, anew: bool) -> float:
     """As if every crop were confident once SAM is updated: a backward pass takes twice a forward one."""
     options = recipe_options(context)
-    crops = 4  # two labeled and two unlabeled, as in nearly every method's batch
+    crops = 2 * context.plan.finetune_batch  # labeled and unlabeled, as in nearly every method's batch
     share = (1 - options["warm_up"]) * min(1.0, options["updates"] / options["period"])
     update = share * crops * 3 * _seconds_of(_sam(context), context, context.plan.patch)
     total = context.plan.iterations_retrain

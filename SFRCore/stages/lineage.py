@@ -20,6 +20,7 @@ from .. import __version__
 from ..errors import InputError
 from ..planning import digest
 from ..runtime.files import file_identity, read_json
+from ..settings import BATCH
 from ..ssl import get_method
 from ..study import Case, CaseResult
 from ..study.folder import FileStamp, file_stamp
@@ -212,7 +213,6 @@ def student_lineage(context: StageContext, options: Mapping[str, Any] | None = N
     """
     settings, plan = context.settings, context.plan
     guided = uses_pseudo_labels(context)
-    falls = guided and settings.pseudo_schedule != "constant"
     recipe = {
         "stage": "selective" if trains_selectively(context) else "retrain",
         "student": context.student,
@@ -220,7 +220,6 @@ def student_lineage(context: StageContext, options: Mapping[str, Any] | None = N
         "options": dict(settings.method_options),
         "pseudo_labels": ("online" if makes_labels_online(context) else "cached") if guided else "none",
         "pseudo_weight": settings.pseudo_weight if guided else 0.0,
-        **({"pseudo_schedule": settings.pseudo_schedule} if falls else {}),
         "seed": settings.seed,
         "faithful": settings.faithful,
         "patch": plan.patch,
@@ -233,6 +232,10 @@ def student_lineage(context: StageContext, options: Mapping[str, Any] | None = N
         "reference_iterations": plan.reference_iterations,
         "iterations": plan.iterations_retrain,
     }
+    if guided and settings.pseudo_schedule != "constant":
+        recipe["pseudo_schedule"] = settings.pseudo_schedule
+    if plan.finetune_batch != BATCH:
+        recipe["batch"] = plan.finetune_batch
     chosen = recipe_options(context) if options is None else options
     if chosen:
         recipe["recipe"] = {"name": settings.recipe, **chosen}

@@ -23,6 +23,7 @@ from ..errors import InputError
 from ..runtime.files import atomic_path
 from ..runtime.loop import Ahead, made_ahead
 from ..runtime.optimise import Optimisation, seed_step
+from ..settings import BATCH
 from ..ssl import get_method
 from ..ssl.contract import (
     Batch,
@@ -76,7 +77,7 @@ class Retrainer:
         self.guided = guided
         self.labeled, self.unlabeled = labeled, unlabeled
         self.method = make_method(context, guided)
-        self.phases = self.method.plan(total)
+        self.phases = self.method.phases(total)
         if not unlabeled and any(phase.unlabeled for phase in self.phases):
             raise InputError(
                 f"The method {settings.ssl} learns from unlabeled volumes, and the study has none to use.",
@@ -322,11 +323,13 @@ def make_method(context: StageContext, guided: bool) -> Method:
             with_pseudo_labels=guided,
             pseudo_weight=settings.pseudo_weight if guided else 1.0,
             pseudo_schedule=settings.pseudo_schedule,
+            batch=settings.batch or BATCH,
             options=options,
             seed=settings.seed,
         )
     )
     method.check()
+    method.check_batch(plan.iterations_retrain)
     return method
 
 

@@ -55,6 +55,11 @@ class Student(nn.Module, ABC):
         """Whether windows larger than the training patch are predicted alike: not if normalised singly."""
         return not any(isinstance(module, nn.modules.instancenorm._InstanceNorm) for module in self.modules())
 
+    def sees_one_voxel(self, patch: Sequence[int]) -> bool:
+        """Whether batch norm at the bottleneck has a single voxel of a crop of this size (X, Y, Z)."""
+        normalised = any(isinstance(module, nn.BatchNorm3d) for module in self.modules())
+        return normalised and all(size <= self.divisor for size in patch)
+
     @abstractmethod
     def encode(self, images: Tensor) -> list[Tensor]:
         """Features of every encoder stage, full resolution first, bottleneck last."""

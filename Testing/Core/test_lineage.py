@@ -21,8 +21,10 @@ from SFRCore.runtime.devices import Device, choose_device
 from SFRCore.settings import Settings
 from SFRCore.stages import estimate as estimation
 from SFRCore.stages import lineage, survey
+from SFRCore.stages.aslseg_models import adaptation_lineage
 from SFRCore.stages.context import StageContext
-from SFRCore.stages.lineage import foundation_identity, foundation_lineage, shortened
+from SFRCore.stages.finetuner import FineTuner
+from SFRCore.stages.lineage import foundation_identity, foundation_lineage, shortened, student_lineage
 from SFRCore.stages.predict import student_for
 from SFRCore.students import vnet
 from SFRCore.study import Study
@@ -163,6 +165,35 @@ def test_the_tuning_of_a_gpu_goes_on_without_one(study: Study, monkeypatch: pyte
     other = replace(context, settings=settings.with_(foundation="vit_b"))
     assert foundation_lineage(other).tuning == "decoder", "another foundation"
     assert api.run_stage(study, "finetune", **SETTINGS)["stages"]["finetune"]["skipped"]
+
+
+def test_a_batch_of_one_tunes_on_one_canvas_at_a_time(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    canvases = FineTuner.canvases
+
+    def counted(tuner: FineTuner, k: int) -> Any:
+        made = canvases(tuner, k)
+        drawn.append(len(made[0]))
+        return made
+
+    monkeypatch.setattr(FineTuner, "canvases", counted)
+
+    def tuned(**changes: Any) -> bool:
+        done: bool = api.run_stage(study, "finetune", **(SETTINGS | changes))["stages"]["finetune"]["skipped"]
+        return done
+
+    assert not tuned(batch=1) and drawn and set(drawn) == {1}
+    drawn.clear()
+    assert not tuned() and drawn and set(drawn) == {2}
+    assert tuned(batch=2) and made_by(study)["settings"]["batch"] == 2
+    settings, here = Settings.of(**(SETTINGS | {"batch": 1})), choose_device("cpu", "auto")
+    context = StageContext(study, settings, survey.plan_for(study, settings, here), here, None)
+    assert context.plan.finetune_batch == 1 and student_lineage(context).settings["batch"] == 1
+    plain = replace(context, settings=settings.with_(batch=None))
+    plain.plan = survey.plan_for(study, plain.settings, here)
+    assert "batch" not in student_lineage(plain).settings
+    aslseg = replace(context, settings=settings.with_(recipe="aslseg"))
+    assert adaptation_lineage(aslseg).settings["batch"] == 1
 
 
 def test_the_newest_student_is_the_one_trained_last(study: Study) -> None:

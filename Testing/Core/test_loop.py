@@ -15,7 +15,7 @@ import torch
 from SFRCore.errors import Cancelled, OutOfMemory, SFRError
 from SFRCore.runtime import loop
 from SFRCore.runtime.checkpoints import Checkpoints
-from SFRCore.runtime.devices import choose_device
+from SFRCore.runtime.devices import choose_device, explained_memory
 from SFRCore.runtime.optimise import Optimisation, seed_step
 
 
@@ -124,7 +124,10 @@ def test_memory_is_saved_first_and_only_then_the_job_ends(tmp_path: Path) -> Non
     with pytest.raises(OutOfMemory) as caught:
         run(hopeless, tmp_path / "hopeless")
     assert caught.value.exit_code == 4
-    assert caught.value.hint
+    assert "--batch 1" in caught.value.hint
+    with pytest.raises(OutOfMemory) as caught, explained_memory(choose_device("cpu"), "predicting a volume"):
+        raise MemoryError
+    assert "--batch" not in caught.value.hint, "a prediction has none"
 
 
 def test_progress_tells_step_loss_and_remaining_time(tmp_path: Path, monkeypatch) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from SFRCore import api
-from SFRCore.errors import Cancelled
+from SFRCore.errors import Cancelled, InputError
 from SFRCore.runtime import loop
 from SFRCore.runtime.devices import choose_device
 from SFRCore.runtime.files import write_json
@@ -131,6 +131,39 @@ def test_the_weight_of_pseudo_labels_falls_where_that_is_asked_for(
     plain, falling = prepared()[1], prepared(pseudo_schedule="linear")[1]
     assert prepared(pseudo_schedule="constant")[1].recipe == plain.recipe != falling.recipe
     assert "pseudo_schedule" not in plain.settings, "models that were made before stay valid"
+
+
+def test_a_batch_of_one_is_one_crop_of_each_kind_and_another_model(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+    step = MeanTeacher.step
+
+    def watched(self: MeanTeacher, batch: Batch, progress: Progress) -> Step:
+        seen.append((len(batch.labeled_images), len(batch.unlabeled_images)))
+        return step(self, batch, progress)
+
+    def trained(**changes: Any) -> bool:
+        done: bool = retrain(study, "mean_teacher", iterations_retrain=2, **changes)["skipped"]
+        return done
+
+    monkeypatch.setattr(MeanTeacher, "step", watched)
+    assert not trained() and set(seen) == {(2, 2)}
+    assert trained(batch=2), "the paper's, as without"
+    model = json.loads((study.models_dir / "baseline-mean_teacher/student.json").read_text())["made_by"]
+    assert "batch" not in model["settings"], "models that were made before stay valid"
+    seen.clear()
+    assert not trained(batch=1) and len(seen) >= 2 and set(seen) == {(1, 1)}
+    assert trained(batch=1) and not trained()
+
+
+def test_a_batch_that_a_method_cannot_use_is_refused_before_anything_is_made(study: Study) -> None:
+    for recipe in ("baseline", "sfr"):
+        with pytest.raises(InputError, match="The method ict mixes crops in groups of 2"):
+            api.run(study, ssl="ict", batch=1, **(SETTINGS | {"recipe": recipe}))
+    with pytest.raises(InputError, match="batch must be at least 1, not 0"):
+        retrain(study, "ict", batch=0)
+    assert not list(study.models_dir.glob("*/*")) and not list(study.runs_dir.glob("*"))
 
 
 def test_new_labels_go_on_from_every_network_of_the_method(

@@ -51,6 +51,23 @@ def test_every_method_learns(name: str) -> None:
     assert (found == truth).float().mean() > 0.45
 
 
+@pytest.mark.parametrize("name", [*NAMES, "mean_teacher"])
+def test_one_crop_of_each_kind_is_enough_but_where_pairs_are_mixed(name: str) -> None:
+    trained = get_method(name)(MethodContext(CLASSES, PATCH, build, batch=1)).train()
+    if name == "ict":
+        with pytest.raises(
+            InputError, match="groups of 2, so it cannot be trained with a batch of 1"
+        ) as caught:
+            trained.check_batch(10)
+        assert "multiple of 2" in caught.value.hint
+        return
+    trained.check_batch(10)
+    assert [(phase.labeled, phase.unlabeled) for phase in trained.phases(10)] == [(1, 1)]
+    loss = loss_of(trained, batch(1, 1))
+    loss.backward()
+    assert loss.isfinite() and any(p.grad is not None and p.grad.any() for p in trained.student.parameters())
+
+
 @pytest.mark.parametrize(("name", "guided"), ALL)
 def test_gradients_reach_what_is_trained_and_nothing_else(name: str, guided: bool) -> None:
     trained = method(name, guided=guided)

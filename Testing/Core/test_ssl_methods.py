@@ -12,7 +12,7 @@ from torch import Tensor
 from SFRCore.errors import InputError
 from SFRCore.ssl import available_methods, get_method
 from SFRCore.ssl.consistency import ConsistencyMethod
-from SFRCore.ssl.contract import Batch, Method, MethodContext, Progress, progress_at
+from SFRCore.ssl.contract import Batch, Method, MethodContext, Phase, Progress, progress_at
 from SFRCore.ssl.losses import dice_loss, segmentation_loss
 from SFRCore.students import make_student
 from SFRCore.students.student import Student
@@ -111,6 +111,29 @@ def test_methods_are_found_by_name() -> None:
     with pytest.raises(InputError, match="'mean_techer'") as caught:
         get_method("mean_techer")
     assert "mean_teacher" in caught.value.hint
+
+
+@pytest.mark.parametrize(("size", "crops"), [(1, (2, 0)), (2, (4, 0)), (3, (6, 0))])
+def test_the_batch_scales_a_method_s_own_crops(size: int, crops: tuple[int, int]) -> None:
+    alone = checked("supervised", MethodContext(CLASSES, PATCH, build, batch=size))
+    assert [(phase.labeled, phase.unlabeled) for phase in alone.phases(10)] == [crops]
+    odd = Phase("odd", labeled=1, unlabeled=3).of_batch(size)
+    assert (odd.labeled, odd.unlabeled) == (max(1, size // 2), 3 * size // 2)
+    assert alone.plan(10) == checked("supervised", MethodContext(CLASSES, PATCH, build)).phases(10)
+
+
+def test_one_crop_is_too_little_for_batch_norm_where_it_ends_in_one_voxel() -> None:
+    def v_net(**overrides: Any) -> Student:
+        return make_student("vnet", **{"in_channels": 1, "classes": 2, **overrides})
+
+    for patch, size, refused in (((16,) * 3, 1, True), ((32, 16, 16), 1, False), ((16,) * 3, 2, False)):
+        made = checked("mean_teacher", MethodContext(2, patch, v_net, batch=size))  # type: ignore[arg-type]
+        if refused:
+            with pytest.raises(InputError, match="batch of 1 with a patch of 16 x 16 x 16") as caught:
+                made.check_batch(10)
+            assert "larger patch" in caught.value.hint
+        else:
+            made.check_batch(10)
 
 
 def test_what_a_preset_replaces_has_the_same_default_in_every_method() -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from SFRCore import api
 from SFRCore.errors import InputError
 from SFRCore.ssl import available_methods, get_method, magicnet
+from SFRCore.ssl.contract import MethodContext, progress_at
 from SFRCore.ssl.slc_net import block_dice_loss
 from SFRCore.study import Study
 from Testing.Core.small_student import (
@@ -22,6 +23,7 @@ from Testing.Core.small_student import (
     at,
     batch,
     batch_of,
+    build,
     dice_by_hand,
     entropy_by_hand,
     method,
@@ -54,6 +56,23 @@ def test_shared_modules_are_no_methods() -> None:
     found = set(available_methods())
     assert {name for name, _ in METHODS.values()} <= found
     assert not found & {"cubes", "pasting", "tracing", "decoders", "dependence", "separation"}
+
+
+@pytest.mark.parametrize("key", METHODS)
+def test_half_the_crops_are_enough(key: str) -> None:
+    name, options = METHODS[key]
+    trained = get_method(name)(MethodContext(CLASSES, (16, 16, 16), build, options=options, batch=1)).train()
+    trained.check_batch(TOTAL)
+    phases = trained.phases(TOTAL)
+    usual = [(2, 0), (2, 2)] if key == "bcp" else [(1, 1)]
+    assert [(phase.labeled, phase.unlabeled) for phase in phases] == usual
+    for number, phase in enumerate(phases):
+        trained.begin(phase)
+        loss = trained(
+            batch(phase.labeled, phase.unlabeled), progress_at(phases, TOTAL, number * (TOTAL - 1))
+        ).loss
+        loss.backward()
+        assert loss.isfinite() and any(p.grad is not None and p.grad.any() for p in trained.parameters())
 
 
 @pytest.mark.parametrize("key", METHODS)
