@@ -126,7 +126,7 @@ class ReviewDisplay(Step):
             )
             return view.note or gone
         if view.image is None:
-            return _("Its image was removed from the scene. Choose another case and this one again.")
+            return _("Its image was removed from the scene. Choose the case again.")
         if case is None or case.role != "unlabeled":
             return _("Somebody has decided on this case meanwhile; what you accept becomes its newest label.")
         if view.note:

@@ -183,11 +183,11 @@ class ReviewStep(ReviewDisplay):
             self.showCase(ids[0 if step > 0 else -1])
 
     def showCase(self, id: str) -> None:
-        """Show a case; edits of the one before are kept in the study."""
-        study = self.session.study
+        """Show a case, anew where one of its nodes is gone; edits of the one before are kept in the study."""
+        study, view = self.session.study, self.view
         if study is None:
             return
-        if self.view is None or self.view.id != id:
+        if view is None or view.id != id or view.segmentation is None or view.image is None:
             self.leaveCase()
             self.view = self.attempt(lambda: CaseView(study, id, self._onView), wait=True)
             if self.view is not None:

@@ -278,9 +278,9 @@ def test_edits_are_kept_when_the_segmentation_is_removed(review, root):
     assert np.array_equal(labelIn(Study.open(root).draft("a")), drawn())
     assert "removed from the scene" in review.ui.noteLabel.text
     assert not review.ui.acceptCorrectedButton.enabled and not review.ui.correctButton.checked
-    review.ui.nextCaseButton.click()
     choose(review, "a")
-    assert review.view.edited
+    assert review.view.edited and review.ui.acceptCorrectedButton.enabled
+    assert nodes() == ["a", "a (in review)", "a doubt"]
 
 
 def test_an_image_or_overlay_that_is_removed_is_borne(review):
@@ -293,6 +293,10 @@ def test_an_image_or_overlay_that_is_removed_is_borne(review):
     removeByHand(review.view.image)
     assert "image was removed" in review.ui.noteLabel.text and not review.ui.acceptButton.enabled
     review.ui.nextSliceButton.click()
+    choose(review, "a")
+    assert nodes() == ["a", "a (in review)", "a doubt"] and review.ui.acceptButton.enabled
+    assert {composite.GetBackgroundVolumeID() for composite in composites()} == {review.view.image.GetID()}
+    removeByHand(review.view.image)
     choose(review, "b")
     assert nodes() == ["b", "b (in review)", "b doubt"]
 
