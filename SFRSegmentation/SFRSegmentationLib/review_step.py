@@ -109,7 +109,10 @@ class ReviewStep(ReviewDisplay):
         self.keys.rest(self.editor.active)
         self.refresh()
         if self.view is not None:
-            self._show(fit=False)
+            given_back = not self.layers.remembered
+            self._show(fit=given_back)
+            if given_back:
+                self.view.jump(self.view.place)
 
     def closed(self) -> None:
         self.keys.remove()

@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import slicer
-from scene_tools import STRUCTURES, addCase, addResult, cohortOf, labelArray, openPanel, studyOf, volumeNode
+from scene_tools import (
+    SHAPE,
+    STRUCTURES,
+    addCase,
+    addResult,
+    cohortOf,
+    labelArray,
+    openPanel,
+    studyOf,
+    turned,
+    volumeNode,
+)
 
 from SFRCore.errors import DiskFull
 from SFRCore.study import Study
@@ -299,6 +310,42 @@ def test_an_image_or_overlay_that_is_removed_is_borne(review):
     removeByHand(review.view.image)
     choose(review, "b")
     assert nodes() == ["b", "b (in review)", "b doubt"]
+
+
+def test_the_views_come_back_to_the_slice_that_the_panel_names(widget, tmp_path):
+    """Also those of an oblique case, which are turned into its planes."""
+    study = studyOf(tmp_path / "oblique")
+    matrix = turned()
+    addCase(study, "a", matrix)
+    addResult(study, "a", matrix, doubts=[0, 0.3, 0, 0, 0.6, 0])
+    widget.logic.openStudy(study.root)
+    mine = volumeNode(np.eye(4), "mine")
+    slicer.util.setSliceViewerLayers(background=mine, foreground=None, fit=True)
+    red = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceNode()
+    red.SetOrientation("Axial")
+
+    def pose():
+        return slicer.util.arrayFromVTKMatrix(red.GetSliceToRAS()).copy()
+
+    step = widget.panel.steps["review"]
+    before = pose()
+    widget.panel.open("review")
+    choose(step, "a")
+    step.ui.nextSliceButton.click()
+    shown = pose()
+    widget.panel.open("results")
+    assert np.allclose(pose(), before)
+    red.SetSliceOffset(red.GetSliceOffset() + 3)
+    widget.panel.open("review")
+    assert "2 of 2 (slice 2)" in step.ui.sliceLabel.text
+    assert np.allclose(pose(), shown)
+    inside = np.linalg.inv(pose()) @ matrix @ [*(size / 2 for size in SHAPE[:0:-1]), 1, 1]
+    assert inside[2] == pytest.approx(0, abs=1e-3)
+    red.SetFieldOfView(5, 5, 1)
+    widget.panel.open("review")
+    assert red.GetFieldOfView()[0] == 5
+    red.SetOrientation("Axial")
+    step.leaveCase()
 
 
 def test_an_image_that_the_user_asks_for_stays(review):
