@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import SFRCore
-from SFRCore.errors import InputError
+from SFRCore.errors import DiskFull, InputError
 from SFRCore.runtime.events import EventFollower, EventLog, read_events
-from SFRCore.runtime.files import write_json, write_text
+from SFRCore.runtime.files import is_disk_full, write_json, write_text
 from SFRCore.runtime.processes import kill_tree
 from SFRCore.runtime.runs import RunFolder, State, boot_id, new_run_id, run_folders
 from SFRCore.runtime.worker import Worker
@@ -98,6 +98,11 @@ class Job:
                 )
         except OSError as error:
             shutil.rmtree(folder.path, ignore_errors=True)
+            if is_disk_full(error):
+                raise DiskFull(
+                    f"{folder.log_file} could not be made because the disk is full.",
+                    hint="Free some space and start it again.",
+                ) from error
             reason = error.strerror or "no reason given"
             raise InputError(
                 f"The Python interpreter {program} could not be started: {reason}.",

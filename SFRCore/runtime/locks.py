@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from SFRCore.errors import InputError
-from SFRCore.runtime.files import json_text, read_json
+from SFRCore.errors import DiskFull, InputError
+from SFRCore.runtime.files import is_disk_full, json_text, read_json
 
 _WAIT = 0.02
 _LONGEST_WAIT = 0.2
@@ -130,6 +130,11 @@ class FileLock:
         try:
             return os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         except OSError as error:
+            if is_disk_full(error):
+                raise DiskFull(
+                    f"{self.path} could not be made because the disk is full.",
+                    hint="Free some space and run again; what was finished is kept.",
+                ) from error
             reason = error.strerror or "no reason given"
             raise InputError(
                 f"{self.path} cannot be written: {reason}.",
