@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,15 @@ from .apply_student import Application, show_applied, start_apply, students, tid
 from .chore_follower import ChoreFollower
 from .chores import Chore
 from .one_by_one import Action, OneByOne
-from .result_files import ResultRow, result_rows, write_nifti, write_segmentation, write_table
+from .result_files import (
+    ResultRow,
+    nifti_path,
+    result_rows,
+    segmentation_path,
+    write_nifti,
+    write_segmentation,
+    write_table,
+)
 from .session import JOB, PROGRESS, RESULTS
 from .step import DONE, EMPTY, READY, RUNNING, Step
 from .table_rows import TableRows
@@ -51,8 +60,10 @@ class ResultsStep(Step):
         self.ui.loadImagesButton.connect("clicked()", lambda: self.onLoad(images=True))
         self.ui.scoresButton.connect("clicked()", self.onScores)
         self.ui.reportButton.connect("clicked()", self.onReport)
-        self.ui.exportSegmentationsButton.connect("clicked()", lambda: self.onExport(write_segmentation))
-        self.ui.exportNiftiButton.connect("clicked()", lambda: self.onExport(write_nifti))
+        self.ui.exportSegmentationsButton.connect(
+            "clicked()", lambda: self.onExport(write_segmentation, segmentation_path)
+        )
+        self.ui.exportNiftiButton.connect("clicked()", lambda: self.onExport(write_nifti, nifti_path))
         self.ui.exportTableButton.connect("clicked()", self.onExportTable)
         self.ui.applySelector.connect("currentNodeChanged(vtkMRMLNode*)", lambda node: self._refreshApply())
         self.ui.applyButton.connect("clicked()", self.onApply)
@@ -112,16 +123,27 @@ class ResultsStep(Step):
 
         self._start(_("Loading predictions"), [(id, lambda id=id: load(id)) for id in self.selected()])
 
-    def onExport(self, write: Any) -> None:
-        """Predictions become files in a folder that the user chooses."""
+    def onExport(self, write: Any, target: Any) -> None:
+        """Predictions become files in a folder that the user chooses; none is replaced unasked."""
         study = self.session.study
         folder = self.questions.folder(_("Export the predictions to"), str(study.exports_dir))
-        if folder is not None:
-            ids = self.selected()
+        if folder is None:
+            return
+        ids = self.selected()
+        if self._mayReplace(folder, [target(id, folder) for id in ids]):
             self._start(
                 _("Exporting to {folder}").format(folder=folder),
                 [(id, lambda id=id: write(study, id, folder)) for id in ids],
             )
+
+    def _mayReplace(self, folder: Path, targets: list[Path]) -> bool:
+        there = [target.name for target in targets if os.path.exists(target)]
+        question = _("{count} of the {total} files to write are in {folder} already. Replace them?")
+        return not there or self.questions.confirm(
+            question.format(count=len(there), total=len(targets), folder=folder),
+            _("Replace files"),
+            "\n".join(there),
+        )
 
     def onExportTable(self) -> None:
         """Volumes and scores of all cases become one table."""
@@ -162,10 +184,9 @@ class ResultsStep(Step):
         if self._follower is not None:
             self._follower.cancel()
         if self.work.running:
+            done = self.work.done
             self.work.stop()
-            self._say(
-                _("Stopped after {done} of {total}.").format(done=self.work.done, total=self.work.total)
-            )
+            self._say(_("Stopped after {done} of {total}.").format(done=done, total=self.work.total))
 
     def selected(self) -> list[str]:
         """The ids of the selected rows, or of all where none is selected."""

@@ -158,6 +158,15 @@ def test_a_prediction_that_cannot_be_read_does_not_stop_the_others(results, wait
     assert "b.nrrd" in results.panel.ui.errorLabel.text and "2 of 3" in results.ui.workLabel.text
 
 
+def test_loading_is_stopped_in_the_middle(results, waitFor):
+    results.ui.loadButton.click()
+    waitFor(lambda: segmentations())
+    results.ui.cancelApplyButton.click()
+    loaded = len(segmentations())
+    assert not results.busy and 0 < loaded < 3
+    assert results.ui.workLabel.text == f"Stopped after {loaded} of 3."
+
+
 def test_a_scene_closed_while_loading(results, waitFor):
     results.ui.loadButton.click()
     slicer.mrmlScene.Clear(0)
@@ -188,6 +197,23 @@ def test_export_of_files(results, tmp_path, waitFor):
     lines = (tmp_path / "out" / "table.csv").read_text().splitlines()
     assert lines[0] == "case,role,structure,value,volume_ml,expected_dice,dice"
     assert lines[1].startswith("a,unlabeled,Left atrium,4,") and len(lines) == 7
+
+
+@pytest.mark.parametrize("name", ["a_seg.nii.gz", "a.seg.nrrd"])
+def test_files_of_the_user_are_not_replaced_unasked(results, tmp_path, waitFor, name):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    button = results.ui.exportNiftiButton if "nii" in name else results.ui.exportSegmentationsButton
+    results.panel.questions = Answers(out, False, out, True)
+    button.click()
+    assert not results.busy
+    assert [path.name for path in out.iterdir()] == [name] and (out / name).read_text() == "mine"
+    text, _title, files = results.panel.questions.asked[-1]
+    assert text == f"1 of the 3 files to write are in {out} already. Replace them?" and files == name
+    button.click()
+    waitFor(lambda: not results.busy)
+    assert len(list(out.iterdir())) == 3 and (out / name).read_bytes() != b"mine"
 
 
 def test_export_to_a_place_that_cannot_be_written(results, tmp_path, waitFor):
