@@ -72,17 +72,29 @@ def write_table(study: Study, path: Path) -> Path:
     return path
 
 
+def nifti_path(id: str, folder: Path) -> Path:
+    """Where `write_nifti` writes a case."""
+    return folder / f"{id}_seg.nii.gz"
+
+
 def write_nifti(study: Study, id: str, folder: Path) -> Path:
-    """Write a prediction as CASE_seg.nii.gz in the study's values, on the voxels of its image."""
-    return write_volume(read_label(_result(study, id).label_path, study.values), folder / f"{id}_seg.nii.gz")
+    """Write a prediction as CASE_seg.nii.gz in the study's values, on the voxels of its image; a file that is
+    there is replaced.
+    """
+    return write_volume(read_label(_result(study, id).label_path, study.values), nifti_path(id, folder))
+
+
+def segmentation_path(id: str, folder: Path) -> Path:
+    """Where `write_segmentation` writes a case."""
+    return folder / f"{id}.seg.nrrd"
 
 
 def write_segmentation(study: Study, id: str, folder: Path) -> Path:
     """Write a prediction as CASE.seg.nrrd with names, colours and terminology, through a node that is removed
-    again.
+    again; a file that is there is replaced.
     """
     label = read_label(_result(study, id).label_path, study.values)
-    target = folder / f"{id}.seg.nrrd"
+    target = segmentation_path(id, folder)
     folder.mkdir(parents=True, exist_ok=True)
     node = show_label(label, study.structures, id)
     storage = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationStorageNode")
