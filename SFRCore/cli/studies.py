@@ -33,7 +33,9 @@ def init(
     structures: Annotated[
         str,
         typer.Option(
-            metavar="VALUE=NAME,…", help="What is segmented, by its value in labels.", show_default=False
+            metavar="VALUE=NAME,…",
+            help='What is segmented, by its value in labels; "1+2+4=Whole tumour" takes several as one.',
+            show_default=False,
         ),
     ],
     labels: Annotated[

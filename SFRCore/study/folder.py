@@ -61,6 +61,11 @@ class StudyFolder:
         return tuple(structure.value for structure in self.structures)
 
     @property
+    def merged_values(self) -> dict[int, int]:
+        """Further values in labels that the study is given, each with that of the structure it belongs to."""
+        return {value: structure.value for structure in self.structures for value in structure.also}
+
+    @property
     def preset(self) -> str:
         """The name of the preset that settings start from."""
         return self._document.preset

@@ -8,11 +8,12 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import SimpleITK as sitk
 
 from SFRCore.errors import InputError
-from SFRCore.runtime.files import atomic_path
+from SFRCore.runtime.files import atomic_path, explained_write_error
 from SFRCore.study.case import LABEL_FILE, ORIGINS, ROLES, Case
 from SFRCore.study.folder import StudyFolder
 from SFRCore.volumes import Geometry, check_label, read_label
@@ -166,10 +167,7 @@ class Labels(StudyFolder):
         for number in itertools.count(max(newest, case.label_number) + 1):
             relative = f"labels/{case.id}/{number:03d}-{origin}.nrrd"
             target = self._inside(relative)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:  # takes the name, so that none is overwritten even where a drive's locks do nothing
-                os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-            except FileExistsError:
+            if not _take_name(target):
                 continue
             try:
                 self._place(staged, relative)
@@ -212,11 +210,15 @@ class Labels(StudyFolder):
                 case.role = "labeled"
 
     def _checked_label(self, label: Path | str | sitk.Image, grid: Geometry, resample: bool) -> sitk.Image:
-        other = self.other_as_background
+        accepted: dict[str, Any] = {
+            "like": grid,
+            "merged": self.merged_values,
+            "other_as_background": self.other_as_background,
+            "resample": resample,
+        }
         if isinstance(label, sitk.Image):
-            return check_label(label, self.values, like=grid, other_as_background=other, resample=resample)
-        path = Path(label).expanduser()
-        return read_label(path, self.values, like=grid, other_as_background=other, resample=resample)
+            return check_label(label, self.values, **accepted)
+        return read_label(Path(label).expanduser(), self.values, **accepted)
 
     def _refuse_reference(self, label: Path) -> None:
         if label.expanduser().resolve().is_relative_to((self.root / "references").resolve()):
@@ -231,3 +233,20 @@ class Labels(StudyFolder):
                 f"Case {case.id} is a test case: with a label of its own it would be trained on.",
                 hint="Make it unlabeled first, or add the label as its reference.",
             )
+
+
+def _take_name(target: Path) -> bool:
+    """Make an empty file, so that no label is overwritten even where a drive's locks do nothing; False where
+    the name is taken. Raises DiskFull or InputError as `atomic_path` does.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except OSError as error:
+        if isinstance(error, FileExistsError) and target.parent.is_dir():
+            return False
+        explained = explained_write_error(error, target, target)
+        if explained is not None:
+            raise explained from error
+        raise
+    return True

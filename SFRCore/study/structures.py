@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from SFRCore.errors import InputError
@@ -23,13 +23,18 @@ _GOLDEN_ANGLE = 0.6180339887498949
 
 @dataclass(frozen=True)
 class Structure:
-    """One structure: its value in label files (1..65535), name, RGB colour (0..255) and terminology code."""
+    """One structure: its value in label files (1..65535), name, RGB colour (0..255) and terminology code.
+
+    Voxels of the values in ``also`` are this structure in labels that the study is given; in the study's own
+    files they have ``value``.
+    """
 
     value: int
     name: str
     color: Color
     terminology: str = ""
     extra: dict[str, Any] = field(default_factory=dict, hash=False)
+    also: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The plain values that study.json and the models' JSON files hold."""
@@ -38,6 +43,7 @@ class Structure:
             "name": self.name,
             "color": list(self.color),
             "terminology": self.terminology,
+            **({"also": list(self.also)} if self.also else {}),
             **self.extra,
         }
 
@@ -45,18 +51,21 @@ class Structure:
     def from_dict(cls, data: Any, *, position: int = 0) -> Structure:
         """A structure from plain values; unknown keys are kept, a missing colour is chosen by `position`.
 
-        Raises `InputError` where the value, the name or the colour cannot be used.
+        Raises `InputError` where a value, the name or the colour cannot be used.
         """
         if not isinstance(data, Mapping):
             raise InputError("A structure needs a value and a name.", hint="For example 1=Left atrium.")
-        known = {"value", "name", "color", "terminology"}
-        color = data.get("color")
+        known = {"value", "name", "color", "terminology", "also"}
+        color, also = data.get("color"), data.get("also") or ()
+        if not isinstance(also, (list, tuple)):
+            raise InputError(f"{also!r} are no further values of a structure.", hint="Use a list of numbers.")
         return cls(
             value=_checked_value(data.get("value")),
             name=_checked_name(data.get("name")),
             color=default_color(position) if color is None else _checked_color(color),
             terminology=str(data.get("terminology") or ""),
             extra={key: value for key, value in data.items() if key not in known},
+            also=tuple(map(_checked_value, also)),
         )
 
 
@@ -71,19 +80,26 @@ def default_color(position: int) -> Color:
 
 
 def parse_structures(text: str) -> list[Structure]:
-    """Structures from ``1=Anterior,2=Posterior``, ascending by value; raises `InputError` otherwise."""
+    """Structures from ``1=Anterior,2=Posterior``, ascending by value; with ``1+2+4=Whole tumour`` several
+    values are one structure, which keeps the first.
+
+    Raises `InputError` for other text, or a value that is given twice.
+    """
     named: dict[int, str] = {}
+    also: dict[int, tuple[int, ...]] = {}
     for part in text.split(","):
-        value, equals, name = part.partition("=")
-        if not equals or not value.strip().isdecimal():
+        written, equals, name = part.partition("=")
+        values = [value.strip() for value in written.split("+")]
+        if not equals or not all(value.isdecimal() for value in values):
             raise InputError(
                 f"'{part.strip()}' does not say which structure has which value.",
-                hint="Write structures as 1=Anterior,2=Posterior.",
+                hint="Write structures as 1=Anterior,2=Posterior, or 1+2+4=Whole tumour.",
             )
-        if int(value) in named:
-            raise _twice("value", int(value))
-        named[int(value)] = name
-    return as_structures(named)
+        first, *others = map(int, values)
+        if first in named:
+            raise _twice("value", first)
+        named[first], also[first] = name, tuple(others)
+    return as_structures([replace(one, also=also[one.value]) for one in as_structures(named)])
 
 
 def as_structures(structures: Mapping[int, str] | Iterable[Structure]) -> list[Structure]:
@@ -110,17 +126,18 @@ def as_structures(structures: Mapping[int, str] | Iterable[Structure]) -> list[S
     values: set[int] = set()
     names: set[str] = set()
     for structure in found:
-        if structure.value in values:
-            raise _twice("value", structure.value)
+        for value in (structure.value, *structure.also):
+            if value in values:
+                raise _twice("value", value)
+            values.add(value)
         if structure.name.casefold() in names:
             raise _twice("name", structure.name)
-        values.add(structure.value)
         names.add(structure.name.casefold())
     return found
 
 
 def _twice(what: str, shown: int | str) -> InputError:
-    return InputError(f"The {what} {shown} is given to two structures.", hint=f"Give each its own {what}.")
+    return InputError(f"The {what} {shown} is given twice.", hint=f"Give each structure its own {what}.")
 
 
 def _checked_value(value: Any) -> int:

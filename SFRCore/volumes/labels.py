@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import SimpleITK as sitk
@@ -16,6 +16,7 @@ def check_label(
     *,
     name: str = "The label map",
     like: sitk.Image | Geometry | None = None,
+    merged: Mapping[int, int] | None = None,
     other_as_background: bool = False,
     resample: bool = False,
     allow_empty: bool = True,
@@ -23,6 +24,7 @@ def check_label(
     """Check a label map in memory; returned as uint16 in the study's values, on exactly the grid of ``like``.
 
     Whole numbers stored as float are accepted, as is 0/255 where the study's only structure has the value 1.
+    ``merged`` gives further values with the study's own that each becomes.
     Voxels of an undeclared value become 0 with ``other_as_background``; a label on another grid is brought to
     ``like`` by nearest neighbour with ``resample``. ``name`` is what messages call it.
 
@@ -47,16 +49,20 @@ def check_label(
     if found == [255] and list(values) == [1]:
         label = (stored == 255).astype(np.uint16)
     else:
-        undeclared = [v for v in found if v not in set(values)]
+        merged = merged or {}
+        known = [*values, *merged]
+        undeclared = [v for v in found if v not in set(known)]
         if undeclared and not other_as_background:
             shown = ", ".join(map(str, undeclared[:10])) + (", ..." if len(undeclared) > 10 else "")
             raise VolumeError(
                 f"{name} contains the value{'s' if len(undeclared) > 1 else ''} {shown}, "
-                f"but the study's structures are {', '.join(map(str, values))}.",
+                f"but the study's structures are {', '.join(map(str, known))}.",
                 hint="Add these structures to the study, or have other values taken as background "
                 "(sfr init --other-as-background).",
             )
         label = np.where(np.isin(stored, list(values)), stored, 0).astype(np.uint16)
+        for other, value in merged.items():
+            label[stored == other] = value
     if not allow_empty and not label.any():
         raise VolumeError(
             f"{name} is empty: no voxel belongs to a structure.", hint="Draw the structures, then try again."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +81,7 @@ def read_label(
     values: Sequence[int],
     *,
     like: sitk.Image | Geometry | None = None,
+    merged: Mapping[int, int] | None = None,
     other_as_background: bool = False,
     resample: bool = False,
     allow_empty: bool = True,
@@ -88,8 +89,8 @@ def read_label(
     """Read a label map as uint16 in the study's values; see check_label for what is accepted and refused."""
     path = Path(path)
     return check_label(
-        read_any(path), values, name=str(path), like=like, other_as_background=other_as_background,
-        resample=resample, allow_empty=allow_empty,
+        read_any(path), values, name=str(path), like=like, merged=merged,
+        other_as_background=other_as_background, resample=resample, allow_empty=allow_empty,
     )  # fmt: skip
 
 
@@ -126,7 +127,6 @@ def write_volume(image: sitk.Image, path: Path | str) -> Path:
             f"{path} has a file type that volumes are not written in.",
             hint=f"Use one of {', '.join(WRITTEN_SUFFIXES)}.",
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary, quiet_itk():
         sitk.WriteImage(image, str(temporary), useCompression=True)
     return path

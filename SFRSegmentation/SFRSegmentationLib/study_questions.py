@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,7 @@ def ask_for_structures(questions: Any, segmentation: Any) -> list[Structure] | N
     else:
         names = [name.strip() for name in text.split(",") if name.strip()]
         found = as_structures(dict(enumerate(names, start=1)))
-    return [
-        Structure(s.value, s.name, segments.get(s.name, default_color(number)))
-        for number, s in enumerate(found)
-    ]
+    return [replace(s, color=segments.get(s.name, default_color(number))) for number, s in enumerate(found)]
 
 
 def agrees_to_files(questions: Any, folder: Path | str) -> bool:

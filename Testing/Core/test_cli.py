@@ -294,6 +294,23 @@ def test_other_values_can_be_background(flawed: tuple[Path, Path], tmp_path: Pat
     assert 9 not in sitk.GetArrayFromImage(sitk.ReadImage(str(study.label_path("case_02"))))
 
 
+def test_several_values_can_be_one_structure(cohort: tuple[Path, Path], tmp_path: Path) -> None:
+    sfr("init", tmp_path / "s", "--images", cohort[0], "--labels", cohort[1], "--num-labeled", 1,
+        "--structures", "1+2=Hippocampus")  # fmt: skip
+    study = Study.open(tmp_path / "s")
+    for path, name in (
+        (study.label_path("case_01"), "case_01"),
+        (study.reference_path("case_06"), "case_06"),
+    ):
+        given, kept = (
+            sitk.GetArrayFromImage(sitk.ReadImage(str(file))) for file in (cohort[1] / f"{name}.nrrd", path)
+        )
+        assert set(np.unique(given)) == {0, 1, 2} and np.array_equal(kept, given > 0)
+    again = sfr("init", tmp_path / "t", "--images", cohort[0], "--labels", cohort[1],
+                "--structures", "1+2=A,2=B", code=2)  # fmt: skip
+    assert "The value 2 is given twice" in flat(again.stderr)
+
+
 def test_nothing_usable_is_2_and_leaves_no_study(tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()

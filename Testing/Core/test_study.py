@@ -492,6 +492,36 @@ def test_other_values_can_be_background(tmp_path: Path, image: Path):
     assert np.array_equal(stored, sitk.GetArrayFromImage(make_label(3)))
 
 
+def test_several_values_of_a_label_can_be_one_structure(tmp_path: Path, image: Path):
+    """In BraTS all above 0 is the whole tumour; also in what is given later, and after opening again."""
+    made = Study.create(tmp_path / "s", structures=parse_structures("1+2+4=Whole tumour"))
+    whole = sitk.GetArrayFromImage(make_label(1))
+    drawn = whole * np.random.default_rng(4).choice(np.array([1, 2, 4], np.uint8), whole.shape)
+    parts = sitk.GetImageFromArray(drawn)
+    parts.CopyInformation(make_label())
+    sitk.WriteImage(parts, str(tmp_path / "parts.nrrd"))
+
+    def stored(path: Path | None) -> bool:
+        read = sitk.ReadImage(str(path))
+        return np.array_equal(sitk.GetArrayFromImage(read), whole) and read.GetPixelID() == sitk.sitkUInt16
+
+    made.add(image, label=tmp_path / "parts.nrrd", reference=parts)
+    assert stored(made.label_path("scan01")) and stored(made.reference_path("scan01"))
+    study = Study.open(made.root)
+    assert (
+        study.structures == made.structures and study.values == (1,) and study.merged_values == {2: 1, 4: 1}
+    )
+    assert stored(study.accept_label("scan01", parts)) and stored(study.set_reference("scan01", parts))
+    with pytest.raises(InputError, match="contains the value 3, but the study's structures are 1, 2, 4"):
+        study.accept_label("scan01", make_label(3))
+    document = json.loads((study.root / "study.json").read_text())
+    assert document["structures"][0]["also"] == [2, 4]
+    document["structures"][0]["also"] = [1]
+    (study.root / "study.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match="The value 1 is given twice"):
+        Study.open(study.root)
+
+
 def test_label_of_an_unlabeled_or_test_case_is_its_reference(study: Study, image: Path, tmp_path: Path):
     for role in ("unlabeled", "test"):
         case = study.add(image, label=make_label(), role=role, id=role)
@@ -765,7 +795,29 @@ def test_structures_are_parsed_checked_and_coloured():
     parsed = parse_structures("2=Posterior, 1 = Anterior")
     assert [(s.value, s.name) for s in parsed] == [(1, "Anterior"), (2, "Posterior")]
     assert len({s.color for s in parsed}) == 2 and len({default_color(n) for n in range(40)}) == 40
-    for wrong in ("Anterior", "1=", "0=A", "70000=A", "1=A,1=B", "1=A,2=a", "", "-1=A", "x=A", "1=A,,"):
+    merged = parse_structures("4=Cyst, 1 + 3+2 = Whole tumour")
+    assert [(s.value, s.name, s.also) for s in merged] == [(1, "Whole tumour", (3, 2)), (4, "Cyst", ())]
+    assert Structure.from_dict(merged[0].to_dict()) == merged[0] and "also" not in merged[1].to_dict()
+    for twice in ("1+2=A,2=B", "2=B,1+2=A", "1+1=A", "1+2=A,3+2=B"):
+        with pytest.raises(InputError, match=r"The value [12] is given twice"):
+            parse_structures(twice)
+    for wrong in (
+        "Anterior",
+        "1=",
+        "1+=A",
+        "+1=A",
+        "1+0=A",
+        "1+70000=A",
+        "1+x=A",
+        "0=A",
+        "70000=A",
+        "1=A,1=B",
+        "1=A,2=a",
+        "",
+        "-1=A",
+        "x=A",
+        "1=A,,",
+    ):
         with pytest.raises(InputError):
             parse_structures(wrong)
     with pytest.raises(InputError, match="at least one"):
