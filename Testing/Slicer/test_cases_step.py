@@ -41,10 +41,11 @@ def test_values_and_colours_of_structures(step, tmp_path):
     _volume, segmentation = loaded_volume()
     segmentation.GetSegmentation().GetNthSegment(0).SetColor(1.0, 0.0, 0.0)
     step.ui.segmentationSelector.setCurrentNode(segmentation)
-    asked = ask(step, tmp_path / "a", "3=Anterior lobe, 5=Stalk").asked
+    asked = ask(step, tmp_path / "a", "3+4=Anterior lobe, 5=Stalk").asked
     step.ui.newStudyButton.click()
     assert "Anterior lobe" in asked[1][2]
-    assert [(s.value, s.color) for s in step.session.study.structures][0] == (3, (255, 0, 0))
+    first, second = step.session.study.structures
+    assert (first.value, first.also, first.color, second.also) == (3, (4,), (255, 0, 0), ())
 
 
 def test_cancelled_question_changes_nothing(step, tmp_path):
