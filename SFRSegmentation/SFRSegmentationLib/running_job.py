@@ -8,6 +8,7 @@ processes) is done in a thread that touches neither Qt nor MRML.
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -37,7 +38,8 @@ ALIVE = ("queued", "running")
 
 
 class RunningJob:
-    """``state`` is queued, running, finished, cancelled, failed or died; ``progress`` what it said so far.
+    """``state`` is queued, running, finished, cancelled, failed or died; ``progress`` what it said so far;
+    ``elsewhere`` the other computer that it runs on, "" for this one; ``trouble`` why it could not be ended.
 
     ``onChange(job, ended)`` is called from the event loop when there is something new. It comes from
     ``SFRSegmentationLogic.start`` or from opening a study in which a job runs.
@@ -49,13 +51,16 @@ class RunningJob:
         self.studyRoot = Path(job.study_root)
         self.progress = JobProgress()
         self.state: str = job.state
-        self.command = str(job.info.get("command") or "")
+        info = job.info
+        self.command, host = str(info.get("command") or ""), str(info.get("host") or "")
+        self.elsewhere = host if host != socket.gethostname() else ""
+        self.trouble = ""
         self._onChange = onChange
         self._follower = job.follower()
         self._asked = 0.0
         self._killing: threading.Thread | None = None
-        self._failure = ""
         self._ended = False
+        self._troubleTold = ""
         self._resultsTold, self._resultsSeen = 0.0, 0
         self._timer = qt.QTimer()
         self._timer.setInterval(POLL_MS)
@@ -92,10 +97,13 @@ class RunningJob:
         return list(dict.fromkeys(fresh))
 
     def cancel(self) -> None:
-        """Ask it to stop at its next step; asked again, or ten seconds later, its processes are ended."""
+        """Ask it to stop at its next step; asked again, or ten seconds later, its processes are ended. One of
+        another computer can only be asked.
+        """
         if not self.running:
             return
         if self._asked:
+            self.trouble = ""
             self._kill()
             return
         self._asked = time.monotonic()
@@ -138,6 +146,8 @@ class RunningJob:
             self.state = state
         if self.stopping and time.monotonic() - self._asked > SECONDS_TO_STOP:
             self._kill()
+        if self.trouble != self._troubleTold:
+            self._troubleTold, news = self.trouble, True
         ended = self.state not in ALIVE and not self._ended
         if ended:
             self._ended = True
@@ -157,7 +167,7 @@ class RunningJob:
             self._onChange(self, ended)
 
     def _kill(self) -> None:
-        if self._killing is not None and self._killing.is_alive():
+        if self.elsewhere or self.trouble or (self._killing is not None and self._killing.is_alive()):
             return
         self._killing = threading.Thread(target=self._end, name="SFR ends a job", daemon=True)
         self._killing.start()
@@ -165,5 +175,6 @@ class RunningJob:
     def _end(self) -> None:
         try:
             self.job.kill()
-        except SFRError as error:
-            self._failure = str(error)
+        except Exception as error:
+            _log.warning("A job could not be ended: %s", error)
+            self.trouble = error.message if isinstance(error, SFRError) else str(error)

@@ -108,7 +108,7 @@ class TrainStep(Step):
             self.allow(self.ui.runButton, model)
         else:
             self.allow(self.ui.continueButton, waits or _("No job was stopped before its end."))
-        self.allow(self.ui.stopButton, "" if self.session.busy else _("No job is running."))
+        self.allow(self.ui.stopButton, self._stopWaits())
         self.allow(self.ui.copyLogButton, "" if self._shownRun else _("No job has run yet."))
         if job is None:
             self._showNothing()
@@ -131,6 +131,16 @@ class TrainStep(Step):
             return _("Install what is missing in step 1 first.")
         if not study.labeled_cases():
             return _("Label at least one case in step 2 first.")
+        return ""
+
+    def _stopWaits(self) -> str:
+        job = self.session.job
+        if job is None or not job.running:
+            return _("No job is running.")
+        if job.stopping and job.elsewhere:
+            return _("It was asked to stop. It runs on {host}, and can be ended at once only there.").format(
+                host=job.elsewhere
+            )
         return ""
 
     def _missingModel(self) -> str:
@@ -174,6 +184,7 @@ class TrainStep(Step):
             self.log.follow(job.logFile)
         stage = job.progress.current
         self.ui.stopButton.text = _("Stop now") if job.stopping else _("Cancel")
+        self.allow(self.ui.stopButton, self._stopWaits())
         if job.running:
             self._showRunning(job, stage)
         if self.section.collapsed:
@@ -195,6 +206,12 @@ class TrainStep(Step):
     def _showRunning(self, job: Any, stage: Any) -> None:
         if job.stopping:
             words = _("Stopping: it writes what it has done so far.")
+            if job.elsewhere:
+                words += " " + _("It runs on {host}, which may take a while to notice.").format(
+                    host=job.elsewhere
+                )
+            if job.trouble:
+                words += " " + _("It could not be ended: {reason}").format(reason=job.trouble)
         elif stage is None or not stage.name:
             words = _("{job}: starting.").format(job=command_words(job.command))
         else:

@@ -152,6 +152,56 @@ def test_stubborn_job_leaves_no_process(step, pretend, monkeypatch, way):
     assert job.state == "cancelled" and time.monotonic() - asked < 6 + 1.0
 
 
+def elsewhere(step, monkeypatch):
+    """A job that runs on another computer, as this one sees it through the study's folder."""
+    step.ui.runButton.click()
+    turn(step, lambda: step.session.job.progress.current is not None)
+    job, root = step.session.job.job, step.session.study.root
+    monkeypatch.setattr("socket.gethostname", lambda: "another-computer")
+    step.logic.closeStudy()
+    step.logic.openStudy(root)
+    return job
+
+
+def test_job_of_another_computer_is_only_asked_to_stop(step, pretend, monkeypatch):
+    pretend("stubborn")
+    monkeypatch.setattr(running_job, "SECONDS_TO_STOP", 0.2)
+    job = elsewhere(step, monkeypatch)
+    here = job.info["host"]
+    assert step.session.job.elsewhere == here and step.ui.stopButton.enabled
+    step.ui.stopButton.click()
+    assert not step.ui.stopButton.enabled and here in step.ui.stopButton.toolTip
+    assert here in step.ui.jobLabel.text
+    asked = time.monotonic()
+    turn(step, lambda: time.monotonic() - asked > 1.5)
+    assert step.session.job._killing is None and step.session.busy
+    monkeypatch.undo()
+    job.kill()
+
+
+def test_job_that_cannot_be_ended_says_so_once(step, pretend, monkeypatch):
+    pretend("stubborn")
+    tried = []
+
+    def kill(self, timeout=5.0):
+        tried.append(self.run)
+        raise PermissionError("not permitted")
+
+    monkeypatch.setattr(running_job, "SECONDS_TO_STOP", 0.2)
+    step.ui.runButton.click()
+    turn(step, lambda: step.session.job.progress.current is not None)
+    with monkeypatch.context() as patch:
+        patch.setattr(Job, "kill", kill)
+        step.ui.stopButton.click()
+        turn(step, lambda: "not permitted" in step.ui.jobLabel.text)
+        asked = time.monotonic()
+        turn(step, lambda: time.monotonic() - asked > 1.5)
+        assert len(tried) == 1
+        step.ui.stopButton.click()
+        turn(step, lambda: len(tried) == 2)
+    step.session.job.job.kill()
+
+
 def test_job_killed_by_the_system(step, pretend):
     pretend("dies")
     step.ui.runButton.click()
