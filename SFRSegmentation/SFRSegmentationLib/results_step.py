@@ -28,7 +28,10 @@ from .result_files import (
 from .session import JOB, PROGRESS, RESULTS
 from .step import DONE, EMPTY, READY, RUNNING, Step
 from .table_rows import TableRows
+from .train_words import memory
 
+MANY = 10
+"""So many cases are loaded without a question."""
 _ROW_HEIGHT = 24
 
 
@@ -113,15 +116,28 @@ class ResultsStep(Step):
     # What the user does
 
     def onLoad(self, images: bool) -> None:
-        """Predictions become segmentation nodes, one at a time."""
-        study = self.session.study
+        """Predictions become segmentation nodes, one at a time; for many the user is asked first."""
+        study, ids = self.session.study, self.selected()
+        if len(ids) > MANY and not self._mayLoad(study, ids, images):
+            return
 
         def load(id: str) -> None:
             if images:
                 scene.load_image(study, id)
             scene.load_result(study, id)
 
-        self._start(_("Loading predictions"), [(id, lambda id=id: load(id)) for id in self.selected()])
+        self._start(_("Loading predictions"), [(id, lambda id=id: load(id)) for id in ids])
+
+    def _mayLoad(self, study: Study, ids: list[str], images: bool) -> bool:
+        question = _("Load the predictions of {count} cases? They take about {memory} of memory.")
+        if images:
+            question = _("Load {count} cases with their images? They take about {memory} of memory.")
+        size = memory(scene.memory_of(study, ids, images=images))
+        return self.questions.confirm(
+            question.format(count=len(ids), memory=size),
+            _("Load many cases"),
+            _("To load only some cases, cancel and select their rows in the table first."),
+        )
 
     def onExport(self, write: Any, target: Any) -> None:
         """Predictions become files in a folder that the user chooses; none is replaced unasked."""

@@ -5,12 +5,14 @@ It imports no widget and shows no dialog; what cannot be used raises `InputError
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import SimpleITK as sitk
 import slicer
 
-from SFRCore.errors import InputError
+from SFRCore.errors import InputError, SFRError
 from SFRCore.study import Case, CaseResult, Study
 from SFRCore.study.case import case_id_from
 from SFRCore.study.pairing import image_stem
@@ -25,6 +27,7 @@ from .volume_nodes import case_id_of, check_scalar, file_behind, image_of, show_
 
 _LOADED_AS = "SFR.LoadedAs"
 _KEPT = "SFR.Kept"
+_SAMPLE = 20
 KIND_NAMES = {"prediction": "prediction", "pseudo_label": "pseudo-label"}
 
 
@@ -152,6 +155,22 @@ def load_result(study: Study, id: str, kind: str = "prediction") -> slicer.vtkMR
     return node
 
 
+def memory_of(study: Study, ids: Sequence[str], *, images: bool) -> float:
+    """About how many bytes the predictions of some cases take in the scene, with their images or without.
+
+    At most twenty cases, spread evenly, are looked at; those that cannot be read are left out.
+    """
+    sample = ids[:: -(-len(ids) // _SAMPLE)]
+    found = []
+    for id in sample:
+        try:
+            image = image_info(study.image_path(id))
+        except SFRError:
+            continue
+        found.append(math.prod(image.size) * (1 + images * _bytes_of(image.pixel)))
+    return len(ids) * sum(found) / len(found) if found else 0.0
+
+
 def maps_of(result: CaseResult) -> tuple[sitk.Image, sitk.Image]:
     """Label map and confidence map of a result."""
     return read_any(result.label_path), read_any(result.confidence_path)
@@ -164,6 +183,12 @@ def _replace(old: slicer.vtkMRMLSegmentationNode) -> None:
         return
     old.SetName(slicer.mrmlScene.GenerateUniqueName(f"{old.GetName()} (edited)"))
     study_nodes.unmark(old)
+
+
+def _bytes_of(pixel: str) -> float:
+    """Bytes of a pixel by its type's name ("16-bit signed integer"); four where it does not say."""
+    bits = pixel.partition("-bit")[0]
+    return int(bits) / 8 if bits.isdecimal() else 4.0
 
 
 def _loaded_image(study: Study, id: str) -> slicer.vtkMRMLScalarVolumeNode | None:

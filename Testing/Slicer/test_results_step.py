@@ -25,6 +25,7 @@ from scene_tools import (
     turned,
     volumeNode,
 )
+from SFRSegmentationLib import scene
 
 from SFRCore.study import Study
 from SFRCore.volumes import Geometry
@@ -148,6 +149,32 @@ def test_loading_all_and_some(results, waitFor):
     assert segmentations() == ["a prediction", "b prediction", "c prediction"]
     volumes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
     assert sorted(node.GetName() for node in volumes) == ["a", "b", "c"]
+
+
+def test_many_cases_are_loaded_after_a_question(results, waitFor):
+    study = results.session.study
+    for number in range(8):
+        addCase(study, f"m{number}", seed=10 + number)
+        addResult(study, f"m{number}", kind="prediction")
+    results.refresh()
+    results.panel.questions = Answers(False, False, True)
+    results.ui.loadButton.click()
+    results.ui.loadImagesButton.click()
+    assert not results.busy and segmentations() == []
+    voxels = labelArray().size
+    assert scene.memory_of(study, results.selected(), images=False) == 11 * voxels
+    assert scene.memory_of(study, results.selected(), images=True) == 11 * voxels * 3
+    asked = [words[0] for words in results.panel.questions.asked]
+    assert asked[0] == "Load the predictions of 11 cases? They take about 0 MB of memory."
+    assert asked[1] == "Load 11 cases with their images? They take about 0 MB of memory."
+    results._choose([row.id for row in results.rows][:10])
+    results.ui.loadButton.click()
+    waitFor(lambda: not results.busy)
+    assert len(segmentations()) == 10
+    select(results)
+    results.ui.loadButton.click()
+    waitFor(lambda: not results.busy)
+    assert len(segmentations()) == 11 and results.panel.questions.answers == []
 
 
 def test_a_prediction_that_cannot_be_read_does_not_stop_the_others(results, waitFor):
