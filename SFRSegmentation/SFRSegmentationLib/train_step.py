@@ -50,6 +50,7 @@ class TrainStep(Step):
         self._shownRun = ""
         self.ui.runButton.connect("clicked()", lambda: self._start("run"))
         self.ui.continueButton.connect("clicked()", lambda: self.attempt(self.onContinue))
+        self.ui.startAnywayButton.connect("clicked()", lambda: self.attempt(self.onStartAnyway))
         self.ui.stopButton.connect("clicked()", lambda: self.attempt(self.onStop))
         self.ui.copyLogButton.connect("clicked()", lambda: self.attempt(self.onCopyLog))
         for command in SINGLE:
@@ -98,7 +99,8 @@ class TrainStep(Step):
         self.choices.showFile(str(slicer.util.settingsValue(FOUNDATION_FILE, "") or ""))
         waits = self._waits()
         model = waits or self._missingModel()
-        stopped = self._last is not None and self._last[1] in STOPPED and bool(self._last[2])
+        long = self._refusedAsLong()
+        stopped = self._last is not None and self._last[1] in STOPPED and bool(self._last[2]) and not long
         self.primaryButton = "continueButton" if stopped and not self.session.busy else "runButton"
         self.primaryReason = waits if self.primaryButton == "continueButton" else model
         for command in SINGLE:
@@ -108,6 +110,10 @@ class TrainStep(Step):
             self.allow(self.ui.runButton, model)
         else:
             self.allow(self.ui.continueButton, waits or _("No job was stopped before its end."))
+        self.allow(
+            self.ui.startAnywayButton, waits or ("" if long else _("No job was found to be too long."))
+        )
+        self.ui.startAnywayButton.visible = long and not self.session.busy
         self.allow(self.ui.stopButton, self._stopWaits())
         self.allow(self.ui.copyLogButton, "" if self._shownRun else _("No job has run yet."))
         if job is None:
@@ -117,6 +123,10 @@ class TrainStep(Step):
             self.setState(EMPTY, _("no study open"))
         elif not self.session.busy:
             self._showRest()
+
+    def _refusedAsLong(self) -> bool:
+        """Whether the last job ended at its start because it would take very long."""
+        return self._last is not None and (self._last[3] or {}).get("code") == "long_run"
 
     def _waits(self) -> str:
         study = self.session.study
@@ -164,6 +174,9 @@ class TrainStep(Step):
         words = {"finished": "", "cancelled": _("stopped"), "failed": _("failed"), "died": _("crashed")}.get(
             state, ""
         )
+        if self._refusedAsLong():
+            self.ui.jobLabel.text += "\n" + _("Start it anyway?")
+            words = _("waits for your answer")
         self.setState(DONE if state == "finished" else READY, words)
 
     def _showNothing(self) -> None:
@@ -261,6 +274,12 @@ class TrainStep(Step):
             self.panel.clearError()
             self.logic.startAgain(self._last[2])
 
+    def onStartAnyway(self) -> None:
+        """Start the job that was refused because of its length, whatever it takes."""
+        if self._last is not None:
+            self.panel.clearError()
+            self.logic.startAgain([*self._last[2], "--yes"])
+
     def onStop(self) -> None:
         """Ask the job to stop; the second time it is ended at once."""
         if self.session.job is not None:
@@ -275,17 +294,11 @@ class TrainStep(Step):
             qt.QApplication.clipboard().setText(text)
 
     def _announce(self) -> None:
-        """Say that the job has ended, also to a user who is elsewhere; ask where it would take very long."""
+        """Say that the job has ended, also to a user who is elsewhere."""
         job = self.session.job
         if job is None or job.running:
             return
         error = job.error or {}
-        words = end_words(job.command, job.state, error)
-        slicer.util.showStatusMessage(words, 10000)
-        if error.get("code") == "long_run":
-            if self.questions.confirm(
-                words + "\n" + _("Start it anyway?"), _("A very long run"), estimate_words(job.progress)
-            ):
-                self.attempt(lambda: self.logic.startAgain([*self._last[2], "--yes"]))
-        elif job.state in ("failed", "died"):
+        slicer.util.showStatusMessage(end_words(job.command, job.state, error), 10000)
+        if job.state in ("failed", "died") and error.get("code") != "long_run":
             self.panel.showError(str(error.get("message", "")), str(error.get("hint", "")))

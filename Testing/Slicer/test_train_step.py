@@ -13,6 +13,7 @@ from event_loop import EventLoop, measured
 from panel_tools import Answers, study_of
 from SFRSegmentationLib import running_job
 
+from SFRCore.errors import SFRError
 from SFRCore.runtime.jobs import Job
 from SFRCore.runtime.processes import process_alive
 
@@ -230,16 +231,36 @@ def test_job_without_disk_space_says_so(step, pretend):
     assert step.ui.continueButton.enabled
 
 
-@pytest.mark.parametrize("answer", [True, False])
-def test_very_long_run_is_asked_about(step, pretend, answer):
+def test_very_long_run_is_asked_about(step, pretend):
+    """In the panel, without a dialog, for as long as the answer takes."""
     pretend("long")
-    step.panel.questions = Answers(answer)
+    step.panel.questions = Answers()
+    assert step.ui.startAnywayButton.isHidden()
     step.ui.runButton.click()
-    turn(step, lambda: bool(step.panel.questions.asked))
-    assert "40 hours" in step.panel.questions.asked[0][0]
     turn(step, ended(step))
-    assert step.session.job.state == ("finished" if answer else "failed")
-    assert ("--yes" in step.session.job.job.info["args"]) == answer
+    assert step.session.job.state == "failed" and "waits for your answer" in step.section.text
+    assert "40 hours" in step.ui.jobLabel.text and "Start it anyway?" in step.ui.jobLabel.text
+    assert step.panel.ui.errorLabel.text == ""
+    root, asked = step.session.study.root, step.session.job
+    step.logic.closeStudy()
+    assert step.ui.startAnywayButton.isHidden()
+    step.logic.openStudy(root)
+    assert not step.ui.startAnywayButton.isHidden() and not step.ui.continueButton.enabled
+    assert step.ui.runButton.enabled
+    step.ui.startAnywayButton.click()
+    assert step.ui.startAnywayButton.isHidden()
+    turn(step, ended(step))
+    assert step.session.job.state == "finished" and step.ui.startAnywayButton.isHidden()
+    assert step.session.job.job.info["args"] == [*asked.job.info["args"], "--yes"]
+
+
+def test_script_is_told_that_a_run_is_very_long(step, pretend):
+    """A script that waits for the job goes on with the reason: nothing asks it."""
+    pretend("long")
+    step.panel.questions = Answers()
+    with pytest.raises(SFRError, match="40 hours") as refused:
+        step.logic.start("run", foundation="tiny").wait(30)
+    assert refused.value.code == "long_run" and step.panel.questions.asked == []
 
 
 def test_log_is_shown_and_copied(step, pretend):
