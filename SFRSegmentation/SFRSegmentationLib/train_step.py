@@ -18,6 +18,7 @@ from .downloads import FOUNDATION_FILE
 from .log_tail import LogTail
 from .loss_curve import draw_curves
 from .run_choices import RunChoices
+from .running_job import ALIVE, RunningJob
 from .session import JOB, PROGRESS, RESULTS, STUDY
 from .stage_bars import StageBars
 from .step import DONE, EMPTY, READY, RUNNING, Step
@@ -36,7 +37,9 @@ STOPPED = ("cancelled", "failed", "died")
 
 
 class TrainStep(Step):
-    """Starts jobs and shows the one that is followed. ``choices`` are the controls of a run's settings."""
+    """Starts jobs and shows the one that is followed, else the newest that ended while nobody looked on.
+    ``choices`` are the controls of a run's settings.
+    """
 
     uiFile = "Train.ui"
     title = _("Train")
@@ -47,6 +50,7 @@ class TrainStep(Step):
         self.bars = StageBars(self.ui.stagesHolder)
         self.log = LogTail(self.ui.trainLogView)
         self._last: tuple[str, str, Sequence[str], dict[str, Any] | None] | None = None
+        self._past: RunningJob | None = None
         self._shownRun = ""
         self.ui.runButton.connect("clicked()", lambda: self._start("run"))
         self.ui.continueButton.connect("clicked()", lambda: self.attempt(self.onContinue))
@@ -59,6 +63,9 @@ class TrainStep(Step):
         self.ui.trainLogGroup.connect("toggled(bool)", lambda open: self._showLog())
         self._showRecipe()
 
+    def cleanup(self) -> None:
+        self._leavePast()
+
     def opened(self) -> None:
         self.refresh()
 
@@ -70,19 +77,23 @@ class TrainStep(Step):
             if what == STUDY:
                 self._newStudy()
             if what == JOB:
+                self._leavePast()
                 self._lookBack()
             self.refresh()
             if what == JOB:
                 self._announce()
 
     def _newStudy(self) -> None:
+        self._leavePast()
         self._lookBack()
         study = self.session.study
         if study is not None:
             self.choices.show(study.preset, self._last[2] if self._last else ())
 
     def _lookBack(self) -> None:
-        """Remember the newest run of the study: its command, state, words and error."""
+        """Remember the newest run of the study: its command, state, words and error, and what it said where
+        it ended while nobody looked on.
+        """
         study = self.session.study
         self._last = None
         if study is None:
@@ -92,9 +103,23 @@ class TrainStep(Step):
             job, info = jobs[-1], jobs[-1].info
             words = [str(word) for word in info.get("args") or ()]
             self._last = str(info["command"]), job.state, words, job.error()
+            known = (shown.run for shown in (self._past, self.session.job) if shown is not None)
+            if job.run not in known and self._last[1] not in ALIVE:
+                self._leavePast()
+                self._past = RunningJob(job, lambda job, ended: self._showProgress())
+
+    def _leavePast(self) -> None:
+        if self._past is not None:
+            self._past.leave()
+            self._past = None
+
+    @property
+    def _job(self) -> RunningJob | None:
+        """The job that is shown."""
+        return self._past or self.session.job
 
     def refresh(self) -> None:
-        study, job = self.session.study, self.session.job
+        study, job = self.session.study, self._job
         self.choices.showDevices(getattr(self.panel.steps.get("setUp"), "doctor", None))
         self.choices.showFile(str(slicer.util.settingsValue(FOUNDATION_FILE, "") or ""))
         waits = self._waits()
@@ -115,7 +140,7 @@ class TrainStep(Step):
         )
         self.ui.startAnywayButton.visible = long and not self.session.busy
         self.allow(self.ui.stopButton, self._stopWaits())
-        self.allow(self.ui.copyLogButton, "" if self._shownRun else _("No job has run yet."))
+        self.allow(self.ui.copyLogButton, "" if job is not None else _("No job has run yet."))
         if job is None:
             self._showNothing()
         self._showProgress()
@@ -188,7 +213,7 @@ class TrainStep(Step):
             label.visible = False
 
     def _showProgress(self) -> None:
-        job = self.session.job
+        job = self._job
         if job is None:
             return
         if job.run != self._shownRun:
@@ -288,7 +313,7 @@ class TrainStep(Step):
 
     def onCopyLog(self) -> None:
         """The whole log to the clipboard."""
-        job = self.session.job
+        job = self._job
         if job is not None:
             text = job.logFile.read_text(encoding="utf-8", errors="replace")
             qt.QApplication.clipboard().setText(text)

@@ -279,6 +279,42 @@ def test_log_is_shown_and_copied(step, pretend):
     assert "a line of the worker" in qt.QApplication.clipboard().text()
 
 
+def test_job_that_ended_while_slicer_was_closed(step, pretend):
+    """Its log, curves and stages are there when the study is opened again, and nothing is announced."""
+    import qt
+
+    pretend("fails")
+    root = step.session.study.root
+    step.logic.closeStudy()
+    assert "No job has run" in step.ui.copyLogButton.toolTip
+    words = ["run", str(root), "--foundation", "tiny16"]
+    job = Job.start(root, words, python=os.environ["SFR_PYTHON"])
+    job.wait(30)
+    with open(job.log_file, "a", encoding="utf-8") as log:
+        log.write("the last words of the worker\n")
+    step.ui.trainLogGroup.collapsed = False
+    step.logic.openStudy(root)
+    turn(step, lambda: len(step._job.progress.curves.get("finetune", ())) > 2)
+    assert not step.ui.curveLabel.isHidden() and "finetune" in step.bars.bars
+    assert "last words" in step.ui.trainLogView.plainText
+    assert "case_02 cannot be read" in step.ui.jobLabel.text
+    assert step.panel.ui.errorLabel.text == "" and not step.session.busy
+    step.ui.copyLogButton.click()
+    assert "last words" in qt.QApplication.clipboard().text()
+    pretend("quick")
+    step.ui.runButton.click()
+    assert step._job is step.session.job and "last words" not in step.ui.trainLogView.plainText
+    turn(step, ended(step))
+    step.logic.closeStudy()
+    assert step._job is None and not step.bars.bars and not step.ui.copyLogButton.enabled
+
+
+def test_log_of_the_first_job_can_be_copied_at_once(step):
+    assert "No job has run" in step.ui.copyLogButton.toolTip
+    step.ui.runButton.click()
+    assert step.ui.copyLogButton.enabled and "No job has run" not in step.ui.copyLogButton.toolTip
+
+
 def test_torn_line_of_events(step):
     step.ui.runButton.click()
     turn(step, lambda: step.session.job.progress.current is not None)
