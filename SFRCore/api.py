@@ -118,6 +118,7 @@ def predict_file(
     before anything is computed, where a file to be written is the image itself or has an unknown type.
     """
     from .runtime.devices import explained_memory
+    from .runtime.files import sweep_temporary
     from .stages.predict import predict_image
     from .volumes import read_image, write_volume
 
@@ -129,9 +130,10 @@ def predict_file(
         model = _newest_student(Study.open(model))
     with explained_memory(where, "predicting a volume"):
         label, doubt, numbers = predict_image(model, volume, where, fast=fast)
-    write_volume(label, output)
-    if confidence is not None:
-        write_volume(doubt, confidence)
+    for content, path in ((label, output), (doubt, confidence)):
+        if path is not None:
+            sweep_temporary(Path(path).parent)
+            write_volume(content, path)
     if on_event is not None:
         on_event({"event": "case", "stage": "predict", "id": Path(image).name, "path": str(output)})
     return {"output": str(output)} | {name: value for name, value in numbers.items() if name != "slices"}

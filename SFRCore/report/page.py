@@ -19,7 +19,7 @@ from SFRCore.report.gallery import Gallery, gallery
 from SFRCore.report.history import History, read_history, read_models, readable_rows
 from SFRCore.report.markup import count, document, fixed, moment, table
 from SFRCore.report.sections import curves, numbers_of_doubt, scores_section, what_was_run
-from SFRCore.runtime.files import read_json, write_text
+from SFRCore.runtime.files import read_json, sweep_temporary, write_text
 from SFRCore.study import Study
 
 MOST_PICTURES = 60
@@ -67,7 +67,7 @@ def write_report(
             "only.</p></footer>",
         ],
     )
-    target.parent.mkdir(parents=True, exist_ok=True)
+    sweep_temporary(target.parent)
     write_text(target, page)
     return target
 

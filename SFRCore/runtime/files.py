@@ -26,6 +26,7 @@ __all__ = [
     "append_bytes",
     "append_line",
     "atomic_path",
+    "explained_write_error",
     "file_identity",
     "free_space",
     "full_suffix",

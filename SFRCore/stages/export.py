@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from SFRCore import __version__
 from SFRCore.errors import InputError, SFRError
-from SFRCore.runtime.files import atomic_path, write_json
+from SFRCore.runtime.files import atomic_path, sweep_temporary, write_json
 from SFRCore.students import load_student
 
 FORMAT_VERSION = 1
@@ -64,9 +64,9 @@ def export_student(
         expected = model(torch.from_numpy(patch)).numpy()
     program = _program(model, patch.shape)
     written: dict[str, Any] = {}
+    sweep_temporary(out)
     for name in wanted:
         target = out / FILES[name]
-        out.mkdir(parents=True, exist_ok=True)
         with atomic_path(target) as temporary:
             network = _write_torch(program, temporary) if name == "torch" else _write_onnx(program, temporary)
             difference = _difference(network(patch), expected)
