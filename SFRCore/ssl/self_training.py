@@ -14,7 +14,9 @@ class SelfTraining(Method):
 
     Each of ``rounds`` trains a new network from scratch. The first learns from the foundation model's
     pseudo-labels, or without these from the labeled crops alone; the later ones from the predictions of the
-    network before. w is the weight of the pseudo-label loss; where it falls, it does so in each round.
+    network before. The rounds share the iterations, so that the method costs what others cost: for rounds of
+    full length ask for as many times more. w is the weight of the pseudo-label loss; where it falls, it does
+    so in each round.
     """
 
     name = "self_training"
