@@ -60,6 +60,11 @@ class CasesStep(Step):
             selector.connect("currentNodeChanged(vtkMRMLNode*)", lambda node: self._allow(headers=True))
         self.ui.addingBar.visible = False
 
+    def enter(self) -> None:
+        """Results may be new although the study's file is as it was."""
+        self._stale = True
+        self.attempt(self.logic.lookAgain)
+
     def opened(self) -> None:
         self.refresh()
 

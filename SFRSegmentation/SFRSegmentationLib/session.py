@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from SFRCore.errors import InputError
 from SFRCore.study import Study
+from SFRCore.study.folder import STUDY_FILE, FileStamp, file_stamp
 
 if TYPE_CHECKING:
     from .running_job import RunningJob
@@ -36,6 +37,7 @@ class Session:
         self.job: RunningJob | None = None
         self.fresh: list[str] = []
         self._listeners: list[Listener] = []
+        self._seen: FileStamp | None = None
 
     def listen(self, listener: Listener) -> None:
         """Call ``listener(what)`` at every change from now on."""
@@ -47,6 +49,8 @@ class Session:
 
     def changed(self, what: str) -> None:
         """Tell everybody that ``what`` changed."""
+        if what in (STUDY, CASES):
+            self._seen = self._stamp()
         for listener in list(self._listeners):
             try:
                 listener(what)
@@ -72,6 +76,14 @@ class Session:
     def busy(self) -> bool:
         """Whether a job runs in the open study."""
         return self.job is not None and self.job.running
+
+    @property
+    def outdated(self) -> bool:
+        """Whether somebody else wrote the study's file since the last STUDY or CASES."""
+        return self._stamp() != self._seen
+
+    def _stamp(self) -> FileStamp | None:
+        return None if self.study is None else file_stamp(self.study.root / STUDY_FILE)
 
     def requireStudy(self) -> Study:
         """The open study; raises InputError where there is none."""

@@ -72,6 +72,13 @@ class StudyLogic(SetUpLogic):
         self.study.reload()
         self.session.changed(CASES)
 
+    def lookAgain(self) -> None:
+        """Take up what others did meanwhile: changes of the open study, and a job that they started in it."""
+        if self.session.study is not None:
+            if self.session.outdated:
+                self.reloadStudy()
+            self.runningJob()
+
     def addVolume(
         self,
         volume: slicer.vtkMRMLScalarVolumeNode,

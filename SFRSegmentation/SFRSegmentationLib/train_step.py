@@ -63,6 +63,11 @@ class TrainStep(Step):
         self.ui.trainLogGroup.connect("toggled(bool)", lambda open: self._showLog())
         self._showRecipe()
 
+    def enter(self) -> None:
+        """A job of somebody else may have begun and ended meanwhile."""
+        if not self.session.busy:
+            self._lookBack()
+
     def cleanup(self) -> None:
         self._leavePast()
 

@@ -12,7 +12,9 @@ from xml.etree import ElementTree
 import pytest
 import slicer
 from event_loop import measured
-from panel_tools import Answers, loaded_volume, study_of
+from panel_tools import Answers, give_result, loaded_volume, study_of
+
+from SFRCore.runtime.worker import Worker
 
 MODULE = Path(__file__).resolve().parents[2] / "SFRSegmentation"
 OF_SLICER = {
@@ -240,6 +242,43 @@ def test_unknown_files_are_not_read_by_opening_a_scene(widget, tmp_path):
     widget.panel.refresh()
     assert "open it" in widget.panel.steps["cases"].ui.emptyLabel.text
     widget.panel.steps["cases"].reopen(str(tmp_path / "nowhere"))
+
+
+def test_what_others_did_meanwhile_is_seen_on_coming_back(widget, tmp_path, waitFor):
+    """Roles, results and a job that began, and one that ended, while the user was in another module."""
+    study = study_of(tmp_path)
+    widget.logic.openStudy(study.root)
+    widget.panel.open("cases")
+    heard = []
+    widget.logic.session.listen(heard.append)
+    proxy = widget.panel.steps["cases"].table.proxy
+
+    def row(number):
+        return [str(proxy.index(number, column).data()) for column in range(proxy.columnCount())]
+
+    def come_back():
+        widget.parent.exit()
+        widget.parent.enter()
+
+    come_back()
+    assert heard == [], "nothing changed, so nothing is read again"
+    study.set_role("case_03", "ignored")
+    give_result(study, "case_04")
+    come_back()
+    assert heard == ["cases"] and row(2)[1] == "ignored" and row(3)[4] == "predicted"
+    with Worker(study.root, "run", {}) as worker:
+        worker.events.emit("progress", step=1, total=9, loss=0.5)
+        come_back()
+        assert widget.logic.session.busy and widget.logic.session.job.run == worker.run
+    waitFor(lambda: not widget.logic.session.busy)
+    with Worker(study.root, "retrain", {}) as worker:
+        pass
+    come_back()
+    train = widget.panel.steps["train"]
+    assert train._job.run == worker.run and "Training the student: finished" in train.ui.jobLabel.text
+    (study.root / "study.json").write_text("torn")
+    come_back()
+    assert "study.json" in widget.panel.ui.errorLabel.text
 
 
 def test_errors_are_said_in_the_panel(widget):
