@@ -7,39 +7,47 @@ of its own, so that it can be killed for real without paying for the imports aga
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from Testing.Core.strikes import Strikes, places
+
 PROJECT = Path(__file__).resolve().parents[2]
 SETTINGS = "--device cpu --foundation tiny --patch 16,16,16 --iterations-finetune 3 --iterations-retrain 3"
+USED = ("accelerate", "pydantic.type_adapter", "rich.progress")
+"""What commands import only when they need it: the server has it at hand."""
 TEMPORARY = ("*.sfr-tmp-*", ".staging/*", "runs/*/.reserve")
-KILLED = 9
-FAULTS = ("full", "before", "after")
-"""The disk is full at the n-th write; the process dies just before, or just after, the n-th rename."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """How a command ended: exit code, what it printed, and the files that it renamed into place."""
+    """How a command ended: exit code, what it printed, the files and folders that it wrote, in order, and
+    which of these were files that it did not rename into place.
+    """
 
     code: int
     out: str
     err: str
     writes: list[str]
+    made: list[str]
 
     @property
     def last(self) -> str:
         """The file at which the fault struck, or that was written last."""
         return self.writes[-1] if self.writes else ""
+
+    @property
+    def places(self) -> list[str]:
+        """The same as another run of the command would write them; see ``strikes``."""
+        return places(self.writes)
 
 
 class Server:
@@ -64,13 +72,15 @@ class Server:
         *words: Any,
         fault: str = "",
         at: int = 0,
+        beyond: Iterable[str] = (),
         small: bool = True,
         checkpoints: bool = False,
         readonly: bool = False,
         env: dict[str, str] | None = None,
     ) -> Running:
         """Start ``sfr WORDS``. ``small`` networks are hundreds of times smaller than the real ones;
-        with ``checkpoints`` one is written after every step; ``readonly`` hides the right to write.
+        with ``checkpoints`` one is written after every step; ``readonly`` hides the right to write. Of a
+        ``fault``, ``at`` or ``beyond`` says where it strikes; see ``strikes``.
         """
         self.number += 1
         place = self.folder / f"command-{self.number}"
@@ -79,6 +89,7 @@ class Server:
             "words": [str(word) for word in words],
             "fault": fault,
             "at": at,
+            "beyond": list(beyond),
             "small": small,
             "checkpoints": checkpoints,
             "readonly": readonly,
@@ -122,17 +133,20 @@ class Running:
         while not code.is_file():
             assert time.monotonic() < deadline, (self.place / "err").read_text()
             time.sleep(0.005)
-        writes = self.place / "writes"
+        log = self.place / "writes"
+        lines = log.read_text().splitlines() if log.is_file() else []
         return Done(
             int(code.read_text()),
             (self.place / "out").read_text(),
             (self.place / "err").read_text(),
-            writes.read_text().splitlines() if writes.is_file() else [],
+            [line.partition(" ")[2] for line in lines],
+            [line.removeprefix("made ") for line in lines if line.startswith("made ")],
         )
 
 
 def serve() -> None:
     """Read orders from stdin, one JSON object a line; answer each with the pid of its process."""
+    import gc
     import importlib
     import pkgutil
 
@@ -145,8 +159,12 @@ def serve() -> None:
     for module in pkgutil.walk_packages(SFRCore.__path__, "SFRCore."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
+    for name in USED:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     choose_device("cpu", "auto")
     torch.set_num_threads(1)
+    gc.freeze()
     for line in sys.stdin:
         order = json.loads(line)
         watcher = os.fork()
@@ -196,7 +214,8 @@ def _become(order: dict[str, Any], place: Path) -> None:
     if order["readonly"]:
         access = os.access
         os.access = lambda path, mode, **rest: mode != os.W_OK and access(path, mode, **rest)
-    count_writes(place / "writes", order["fault"], order["at"])
+    within = place.parent.parent
+    Strikes(place / "writes", within, order["fault"], order["at"], order["beyond"]).install()
     sys.argv = ["sfr", *order["words"]]
     code = 0
     try:
@@ -217,33 +236,6 @@ def _become(order: dict[str, Any], place: Path) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)
-
-
-def count_writes(log: Path, fault: str, at: int) -> None:
-    """Note every file that SFR renames into place; strike at the ``at``-th, counted from 1."""
-    from SFRCore.runtime import atomic
-
-    replace = atomic.os.replace
-    count = 0
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-
-    def counted(source: Any, target: Any, **rest: Any) -> None:
-        nonlocal count
-        if ".sfr-tmp-" in Path(target).name:  # a staged file on its way: its second rename counts
-            replace(source, target, **rest)
-            return
-        count += 1
-        os.write(handle, f"{target}\n".encode())
-        struck = fault and (count == at or (fault == "full" and count > at))
-        if struck and fault == "full":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(target))
-        if struck and fault == "before":
-            os._exit(KILLED)
-        replace(source, target, **rest)
-        if struck:
-            os._exit(KILLED)
-
-    os.replace = counted  # type: ignore[assignment]
 
 
 def use_small_networks() -> None:
@@ -304,7 +296,14 @@ def temporary_files(root: Path) -> list[Path]:
     return sorted({path for pattern in TEMPORARY for path in root.rglob(pattern)})
 
 
-def check_whole(root: Path, *, labels: int, pseudo: Sequence[str], predicted: Sequence[str]) -> None:
+def check_whole(
+    root: Path,
+    *,
+    labels: int,
+    pseudo: Sequence[str],
+    predicted: Sequence[str],
+    models: Sequence[str] = ("foundation/foundation", "sfr-mean_teacher/student"),
+) -> None:
     """A study after a complete run: valid, every label readable, every result whole, nothing left behind."""
     from SFRCore.runtime.jobs import Job
     from SFRCore.study import Study
@@ -320,7 +319,7 @@ def check_whole(root: Path, *, labels: int, pseudo: Sequence[str], predicted: Se
     for case in study.labeled_cases():
         assert study.label_path(case.id) == study.history(case.id)[-1].path
     check_results(study, pseudo, predicted)
-    for name in ("foundation/foundation", "sfr-mean_teacher/student"):
+    for name in models:
         weights = (study.models_dir / f"{name}.safetensors").read_bytes()
         said = json.loads((study.models_dir / f"{name}.json").read_text())["weights_sha256"]
         assert hashlib.sha256(weights).hexdigest() == said

@@ -18,10 +18,8 @@ from safetensors.numpy import save_file
 
 from SFRCore.study import Study
 from SFRCore.synthetic import make_synthetic_cohort
-from SFRCore.volumes import read_image, read_label
+from SFRCore.volumes import read_image, read_label, same_geometry
 from Testing.Core.faults import (
-    FAULTS,
-    KILLED,
     SETTINGS,
     Done,
     Server,
@@ -32,6 +30,7 @@ from Testing.Core.faults import (
     temporary_files,
     wait_for,
 )
+from Testing.Core.strikes import KILLED, fault_at
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "fork"), reason="the faults are injected into forked processes"
@@ -39,6 +38,9 @@ pytestmark = pytest.mark.skipif(
 
 RUN = SETTINGS.split()
 STRUCTURES = ("--structures", "1=Anterior,2=Posterior")
+NOT_RENAMED = {".job.lock", "alive", "worker.log", "events.jsonl"}
+"""What a run writes otherwise than by renaming: locks and what is added to line by line."""
+STUDENT = "models/sfr-mean_teacher/student.safetensors"
 LABELED, UNLABELED, TEST = ["case_01", "case_02"], ["case_03", "case_04"], ["case_05"]
 
 
@@ -55,7 +57,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return make_synthetic_cohort(folder, cases=5, size=(20, 20, 12), seed=3)
 
 
-def init(sfr: Server, scans: tuple[Path, Path], study: Path, **how) -> Done:
+def init(sfr: Server, scans: tuple[Path, Path], study: Path, labeled: int = 2, **how) -> Done:
     images, labels = scans
     return sfr.run(
         "init",
@@ -66,7 +68,7 @@ def init(sfr: Server, scans: tuple[Path, Path], study: Path, **how) -> Done:
         labels,
         *STRUCTURES,
         "--num-labeled",
-        2,
+        labeled,
         "--test",
         1,
         **how,
@@ -140,35 +142,57 @@ def test_a_killed_worker_goes_on_to_the_same_weights(
     if small:
         found = json.loads(done.out)["stages"][stage]
         assert found["skipped"] or found["continued_at"] > 0
-        student = Path("models/sfr-mean_teacher/student.safetensors")
-        assert (study / student).read_bytes() == (finished / student).read_bytes()
+        assert (study / STUDENT).read_bytes() == (finished / STUDENT).read_bytes()
 
 
 # 2. A fault at each place where something is written
 
 
-@pytest.mark.parametrize("kinds", [("full",), ("before", "after")], ids=["full", "killed"])
-def test_a_run_that_is_cut_off_again_and_again_gets_to_its_end(
-    sfr: Server, study: Path, kinds: tuple[str, ...]
-) -> None:
-    rng = random.Random(0)
-    for attempt in range(60):
-        fault = kinds[attempt % len(kinds)]
-        done = sfr.run("run", study, *RUN, fault=fault, at=rng.randint(4, 8))
-        if done.code == 0:
-            break
+def struck_at_each_place(sfr: Server, *words: object, **how) -> tuple[Done, list[str]]:
+    """Give one command again and again, each time with a fault at the first place that has met none, until it
+    gets to its end; the kinds of fault take turns. Returns how it ended, and the places in order.
+    """
+    met: list[str] = []
+    while True:
+        fault = fault_at(len(met))
+        done = sfr.run(*words, fault=fault, beyond=met, **how)
+        place = done.places[-1] if done.places else ""
+        if place in met or not place:
+            assert done.code == 0, done.err
+            return done, met
         check_struck(done, fault)
-    assert attempt >= 8
-    assert sfr.run("run", study, *RUN).code == 0
-    check_whole(study, labels=2, pseudo=UNLABELED, predicted=UNLABELED + TEST)
+        met.append(place)
+
+
+@pytest.mark.timeout(900)
+def test_a_run_that_is_cut_off_at_every_place_gets_to_its_end(sfr: Server, tmp_path: Path) -> None:
+    """Every write of a run, also those of checkpoints, meets one fault: each attempt goes on from what the
+    one before has left, passes the places that were struck already, and ends at the next one.
+    """
+    scans = make_synthetic_cohort(tmp_path / "scans", cases=3, size=(20, 20, 12), seed=4)
+    root = tmp_path / "study"
+    assert init(sfr, scans, root, labeled=1).code == 0
+    begin = copied(root, tmp_path, "begin")
+    undisturbed = sfr.run("run", root, *RUN, checkpoints=True)
+    assert undisturbed.code == 0, undisturbed.err
+    assert {Path(path).name for path in undisturbed.made if ".sfr-tmp-" not in path} == NOT_RENAMED
+    student = (root / STUDENT).read_bytes()
+    shutil.rmtree(root)
+    begin.rename(root)
+    _, met = struck_at_each_place(sfr, "run", root, *RUN, checkpoints=True)
+    assert {*undisturbed.places} <= {*met}
+    check_whole(root, labels=1, pseudo=["case_02"], predicted=["case_02", "case_03"])
+    assert (root / STUDENT).read_bytes() == student
 
 
 def test_an_init_that_is_cut_off_can_be_given_again(
     sfr: Server, scans: tuple[Path, Path], tmp_path: Path
 ) -> None:
+    """At every write, the kinds of fault taking turns."""
     count = len(init(sfr, scans, tmp_path / "counted").writes)
-    for fault, at in zip(FAULTS * 2, [1, *random.Random(1).sample(range(2, count), 3), count], strict=False):
-        strike_init(sfr, scans, tmp_path / f"{at}-{fault}", fault, at)
+    assert count > 20
+    for at in range(1, count + 1):
+        strike_init(sfr, scans, tmp_path / str(at), fault_at(at), at)
 
 
 def strike_init(sfr: Server, scans: tuple[Path, Path], folder: Path, fault: str, at: int) -> None:
@@ -195,16 +219,14 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "evaluate": ("evaluate", "STUDY"),
     "report": ("report", "STUDY"),
     "export": ("export", "STUDY", "--format", "torch"),
-}
-STRUCK = {
-    "add": [(2, "full"), (5, "after"), (6, "before"), (7, "full")],
-    "accept": [(1, "full"), (2, "before"), (2, "after"), (3, "full"), (3, "before")],
-    "draft": [(1, "full"), (1, "before"), (1, "after")],
-    "evaluate": [(1, "full"), (1, "before")],
-    "report": [(1, "full")],
-    "export": [(1, "after")],
-}
-"""Which writes of a command are struck here, and how; the long tests strike all in every way."""
+    "predict": ("predict", "--model", "STUDY/models/sfr-mean_teacher",
+                "--image", "MORE/images/new_case_01.nrrd",
+                "--output", "STUDY/../out/one.nrrd", "--confidence", "STUDY/../out/sure.nrrd"),
+}  # fmt: skip
+STRUCK = {"report": [(1, "full")], "export": [(1, "before"), (3, "full")]}
+"""Which writes of the slow commands are struck here, and how; of the others all are, with all kinds of fault.
+The long tests strike all writes of all commands in every way.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +247,12 @@ def words_of(command: str, study: Path, more: Path) -> list[str]:
 def test_a_command_that_is_cut_off_can_be_given_again(
     sfr: Server, finished: Path, more: Path, tmp_path: Path, command: str
 ) -> None:
-    for at, fault in STRUCK[command]:
+    struck = STRUCK.get(command)
+    if struck is None:
+        count = len(sfr.run(*words_of(command, copied(finished, tmp_path), more)).writes)
+        assert count
+        struck = [(number % count + 1, fault_at(number)) for number in range(max(count, 3))]
+    for at, fault in struck:
         strike(sfr, finished, more, tmp_path / f"{at}-{fault}", command, fault, at)
 
 
@@ -243,7 +270,7 @@ def strike(sfr: Server, finished: Path, more: Path, folder: Path, command: str, 
         assert study.label_path(case.id) == history[-1]
         for path in history:
             read_label(path, study.values)
-    assert temporary_files(root) == []
+    assert temporary_files(folder) == []
     labeled = {case.id for case in study.labeled_cases()}
     if command == "add":
         assert labeled == {*LABELED, "new_case_01", "new_case_02", "new_case_03"}
@@ -261,6 +288,10 @@ def strike(sfr: Server, finished: Path, more: Path, folder: Path, command: str, 
         made = root / "exports/sfr-mean_teacher"
         size = json.loads((made / "export.json").read_text())["files"]["torch"]["bytes"]
         assert (made / "student.pt2").stat().st_size == size
+    elif command == "predict":
+        image = read_image(more / "images/new_case_01.nrrd")
+        read_label(folder / "out/one.nrrd", study.values, like=image)
+        assert same_geometry(sitk.ReadImage(str(folder / "out/sure.nrrd")), image)
 
 
 # 3. One bad case
