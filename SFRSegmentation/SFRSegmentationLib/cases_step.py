@@ -324,7 +324,9 @@ class CasesStep(Step):
         self.menu.popup(place)
 
     def _offer(self, text: str, act: Any) -> None:
-        self.menu.addAction(text).connect("triggered()", act)
+        action = self.menu.addAction(text)
+        action.connect("triggered()", self.panel.clearError)
+        action.connect("triggered()", act)
 
     def _setReference(self, id: str) -> None:
         node = self.ui.segmentationSelector.currentNode()

@@ -46,12 +46,19 @@ class Panel:
                 "contentsCollapsed(bool)", lambda collapsed, key=key: self._toggled(key, collapsed)
             )
         for step in self.steps.values():
+            self._clearAtClicks(step)
             step.setup()
         self.ui.dismissButton.connect("clicked()", self.clearError)
         self.clearError()
         logic.session.listen(self.changed)
         self.refresh()
         self.open(self.currentKey())
+
+    def _clearAtClicks(self, step: Any) -> None:
+        """A click on a button of the step takes the last message away, before it does what it is for."""
+        for widget in vars(step.ui).values():
+            if widget.className() == "QPushButton" and not widget.checkable:
+                widget.connect("clicked()", self.clearError)
 
     def changed(self, what: str) -> None:
         """Pass a change of the session on to the steps."""

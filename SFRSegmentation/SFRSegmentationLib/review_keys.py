@@ -20,10 +20,12 @@ KEYS = {
 
 
 class ReviewKeys:
-    """`actions` are called by name of KEYS."""
+    """`actions` are called by name of KEYS, each after `begin`."""
 
-    def __init__(self, widget: Any, actions: Mapping[str, Callable[[], Any]]) -> None:
-        self._widget, self._actions = widget, actions
+    def __init__(
+        self, widget: Any, actions: Mapping[str, Callable[[], Any]], begin: Callable[[], Any]
+    ) -> None:
+        self._widget, self._actions, self._begin = widget, actions, begin
         self.shortcuts: dict[str, Any] = {}
 
     def install(self) -> None:
@@ -33,6 +35,7 @@ class ReviewKeys:
         window = slicer.util.mainWindow() or self._widget
         for name, key in KEYS.items():
             shortcut = qt.QShortcut(qt.QKeySequence(key), window)
+            shortcut.connect("activated()", self._begin)
             shortcut.connect("activated()", self._actions[name])
             self.shortcuts[name] = shortcut
 

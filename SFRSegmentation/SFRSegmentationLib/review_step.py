@@ -56,7 +56,7 @@ class ReviewStep(ReviewDisplay):
             "jump": lambda: self.onSlice(1),
             "overlay": self.ui.showDoubtCheckBox.toggle,
         }
-        self.keys = ReviewKeys(self.widget, actions)
+        self.keys = ReviewKeys(self.widget, actions, self.panel.clearError)
         for name, action in _BUTTONS.items():
             button = getattr(self.ui, name)
             button.toolTip = f"{button.toolTip} ({KEYS[action]})"
@@ -172,6 +172,7 @@ class ReviewStep(ReviewDisplay):
 
     def onChosen(self, index: Any) -> None:
         """A row of the queue was clicked."""
+        self.panel.clearError()
         self.showCase(self.queue[index.row()].id)
 
     def onOtherCase(self, step: int) -> None:

@@ -295,19 +295,16 @@ class TrainStep(Step):
             options = {name: value for name, value in options.items() if name in ("recipe", "ssl", "device")}
         elif options["preset"] != self.logic.study.preset:
             self.logic.study.preset = options["preset"]
-        self.panel.clearError()
         self.logic.start(command, **options, **more)
 
     def onContinue(self) -> None:
         """Start the last job again with its own words: it goes on from its checkpoint."""
         if self._last is not None:
-            self.panel.clearError()
             self.logic.startAgain(self._last[2])
 
     def onStartAnyway(self) -> None:
         """Start the job that was refused because of its length, whatever it takes."""
         if self._last is not None:
-            self.panel.clearError()
             self.logic.startAgain([*self._last[2], "--yes"])
 
     def onStop(self) -> None:

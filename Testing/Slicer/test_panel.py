@@ -290,6 +290,28 @@ def test_errors_are_said_in_the_panel(widget):
     assert step.attempt(lambda: 7, wait=True) == 7
 
 
+def test_errors_are_gone_when_the_user_goes_on(widget, tmp_path):
+    """With the next click; not by what the panel does by itself."""
+    study = study_of(tmp_path)
+    widget.logic.openStudy(study.root)
+    widget.panel.open("cases")
+    step, label = widget.panel.steps["cases"], widget.panel.ui.errorLabel
+    step.table.select(["case_03"])
+    step.ui.labeledButton.click()
+    assert "has no label" in label.text
+    widget.panel.steps["review"].keepEdits()
+    widget.panel.refresh()
+    assert "has no label" in label.text
+    step.ui.ignoredButton.click()
+    assert label.text == "" and widget.panel.ui.errorFrame.isHidden()
+    step.ui.labeledButton.click()
+    assert "has no label" in label.text
+    step.onContextMenu(step.ui.casesTable.visualRect(step.table.proxy.index(2, 0)).center())
+    next(action for action in step.menu.actions() if action.text == "Make unlabeled").trigger()
+    step.menu.close()
+    assert label.text == ""
+
+
 def test_one_deaf_listener_does_not_silence_the_others(widget, caplog):
     heard = []
     widget.logic.session.listen(lambda what: 1 / 0)
