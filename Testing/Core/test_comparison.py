@@ -125,19 +125,26 @@ def test_a_reference_or_an_image_that_was_replaced_is_not_mixed_in(study: Study)
     write_json(folder / "comparison.json", earlier)
     snapshot(study, folder, settings, "test cases")
     write_json(folder / "comparison.json", kept)
-    assert kept["settings"]["student"] == "vnet"
-    snapshot(study, folder, settings.with_(student="vnet"), "test cases")
-    older = {name: value for name, value in kept["settings"].items() if name != "input"}
-    write_json(folder / "comparison.json", kept | {"settings": older})
-    snapshot(study, folder, settings, "test cases")
-    with pytest.raises(InputError, match="begun with other settings"):
-        snapshot(study, folder, settings.with_(input="small"), "test cases")
-    write_json(folder / "comparison.json", kept)
     image = study.image_path("case_04")
     sitk.WriteImage(sitk.ReadImage(str(image)) + 1, str(image))
     study.preset = "left_atrium"
     with pytest.raises(InputError, match="references and images and preset"):
         snapshot(study, folder, settings, "test cases")
+
+
+def test_a_comparison_of_an_older_sfr_goes_on(study: Study) -> None:
+    """It knew fewer settings, and wrote down the network that was trained."""
+    folder, settings = comparison_folder(study, "methods"), Settings.of(**SETTINGS)
+    snapshot(study, folder, settings, "test cases")
+    kept = json.loads((folder / "comparison.json").read_text())
+    assert kept["settings"]["student"] == "vnet"
+    older = {name: value for name, value in kept["settings"].items() if name not in ("input", "batch")}
+    write_json(folder / "comparison.json", kept | {"settings": older})
+    for same in (settings, settings.with_(student="vnet")):
+        snapshot(study, folder, same, "test cases")
+    for other in (settings.with_(input="small"), settings.with_(batch=1), settings.with_(preset="brats")):
+        with pytest.raises(InputError, match="begun with other settings"):
+            snapshot(study, folder, other, "test cases")
 
 
 def test_a_row_that_does_not_fit_is_left_out(study: Study) -> None:
