@@ -46,11 +46,7 @@ def pip_environment(temporary: Path) -> dict[str, str]:
     Downloads and unpacked files go to ``temporary``, so that they lie on the disk whose room was checked and
     are gone with that folder.
     """
-    env = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("PYTHONPATH", "PIP_TARGET", "PIP_PREFIX")
-    }
+    env = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_PIP}
     env.update(dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary)))
     # A user's pip.conf may say otherwise, which --target does not bear.
     env.update(PIP_USER="0", PIP_REQUIRE_VIRTUALENV="0", PIP_NO_INPUT="1", PIP_DISABLE_PIP_VERSION_CHECK="1")

@@ -154,6 +154,14 @@ def test_versions_follow_slicers_where_they_suit_and_can_be_had(tmp_path, wheels
     assert any("trying without them" in line for line in lines)
 
 
+def test_a_users_own_targets_and_constraints_stay_with_the_user(tmp_path, monkeypatch):
+    theirs = ("PYTHONPATH", "PIP_TARGET", "PIP_PREFIX", "PIP_CONSTRAINT", "PIP_REQUIREMENT")
+    for name in (*theirs, "PIP_CERT"):
+        monkeypatch.setenv(name, "/of/the/user")
+    env = pip_process.pip_environment(tmp_path)
+    assert not set(theirs) & set(env) and env["PIP_CERT"] == "/of/the/user"
+
+
 def test_a_failed_installation_leaves_the_earlier_one(copy, tmp_path):
     with pytest.raises(PipError, match="no package beta") as caught:
         wheel(tmp_path / "some", "alpha", "3.0", requires=("beta>=7",))
