@@ -44,20 +44,14 @@ class Downloads:
         allow, there = self._step.allow, download.is_downloaded(self._checkpoint())
         self.ui.checkpointLabel.text = checkpoint_words(self._checkpoint(), self._foundationFile())
         self.ui.sampleLabel.text = sample_words(self._sample())
-        self._offerFile()
         allow(self.ui.downloadButton, busy or (_("It is on this computer already.") if there else ""))
         allow(self.ui.chooseFileButton, busy)
         allow(self.ui.sampleButton, busy)
 
-    def _offerFile(self) -> None:
-        """Put the user's checkpoint file among the models of the Train step."""
-        file, train = self._foundationFile(), self._step.panel.steps.get("train")
-        if file and train is not None and train.ui.foundationCombo.findData(file) < 0:
-            train.ui.foundationCombo.addItem(Path(file).name, file)
-
     def anyModel(self) -> bool:
         """Whether there is a checkpoint, a known one or a file of the user's."""
-        return bool(self._foundationFile()) or any(map(download.is_downloaded, download.CHECKPOINTS))
+        file = self._foundationFile()
+        return (file != "" and Path(file).is_file()) or any(map(download.is_downloaded, download.CHECKPOINTS))
 
     def onDownload(self) -> None:
         """Ask, and download the chosen checkpoint."""

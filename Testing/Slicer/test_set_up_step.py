@@ -146,6 +146,9 @@ def test_a_file_of_the_same_make_is_remembered(step, answer, waitFor, tmp_path):
     assert "none of the known checkpoints" in step.ui.statusLabel.text
     assert str(file) in step.ui.checkpointLabel.text
     assert step.panel.steps["train"].ui.foundationCombo.findData(str(file)) > 0
+    assert step.downloads.anyModel()
+    file.unlink()
+    assert not step.downloads.anyModel(), "what is remembered may be gone"
     answer(file=tmp_path / "gone.pth")
     step.ui.chooseFileButton.click()
     assert "gone.pth is not a file" in step.panel.ui.errorLabel.text
