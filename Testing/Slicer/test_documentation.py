@@ -67,6 +67,13 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors, target
 
 
+def test_doubt_has_the_colors_that_the_panel_names():
+    interface = (ROOT / "SFRSegmentation" / "Resources" / "UI" / "Review.ui").read_text(encoding="utf-8")
+    little, much = re.search(r"from (\w+) \(a little\) to (\w+) ", interface).groups()
+    tutorial = " ".join((DOCS / "tutorial.md").read_text(encoding="utf-8").split())
+    assert f"{little} is a little, {much} is much" in tutorial
+
+
 def test_buttons_are_called_as_in_the_panel():
     """Words in bold in the first step of the tutorial are the texts of its buttons."""
     interface = (ROOT / "SFRSegmentation" / "Resources" / "UI" / "SetUp.ui").read_text(encoding="utf-8")
