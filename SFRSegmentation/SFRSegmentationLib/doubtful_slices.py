@@ -71,16 +71,3 @@ def jump_to(geometry: Geometry, index: Sequence[float]) -> None:
     right, anterior, superior, _one = index_to_ras(geometry) @ [*index, 1.0]
     for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
         node.JumpSliceByOffsetting(right, anterior, superior)
-
-
-def jump_to_slice(geometry: Geometry, place: DoubtfulSlice) -> None:
-    """Bring the middle of a slice into all slice views."""
-    index = [(size - 1) / 2 for size in geometry.size]
-    index[place.axis] = place.index
-    jump_to(geometry, index)
-
-
-def internal_slice(geometry: Geometry, stack_axis: int, z: int) -> DoubtfulSlice:
-    """The slice of the file that slice `z` of the internal array is; raises ValueError outside."""
-    axis, index = Frame.of(geometry, stack_axis=stack_axis).slice_to_original(z)
-    return DoubtfulSlice(axis, index, 0.0)

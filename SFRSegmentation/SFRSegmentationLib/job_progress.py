@@ -43,7 +43,6 @@ class JobProgress:
     cases: list[str] = field(default_factory=list)
     plan: dict[str, Any] = field(default_factory=dict)
     estimate: dict[str, Any] = field(default_factory=dict)
-    told: float = 0.0
     _every: dict[str, int] = field(default_factory=dict)
     _seen: dict[str, int] = field(default_factory=dict)
 
@@ -67,7 +66,6 @@ class JobProgress:
 
     def _take(self, event: Mapping[str, Any]) -> bool:
         kind, name = event.get("event"), str(event.get("stage") or "")
-        self.told = max(self.told, float(event.get("time") or 0.0))
         if kind == "heartbeat":
             return False
         if kind == "progress":

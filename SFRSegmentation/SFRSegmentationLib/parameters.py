@@ -13,7 +13,6 @@ class SFRParameterNode:
     """
 
     studyFolder: str = ""
-    currentCase: str = ""
     inputVolume: vtkMRMLScalarVolumeNode
     labelSegmentation: vtkMRMLSegmentationNode
     applyVolume: vtkMRMLScalarVolumeNode

@@ -1,4 +1,4 @@
-"""What the panel asks and tells the user, in one place that a test or a script replaces."""
+"""What the panel asks the user, in one place that a test or a script replaces."""
 
 from __future__ import annotations
 
@@ -51,8 +51,3 @@ class Questions:
         """A file to write, over which the user was asked; None where the user cancelled."""
         chosen = qt.QFileDialog.getSaveFileName(slicer.util.mainWindow(), title, start, filter)
         return Path(chosen) if chosen else None
-
-    def tell(self, text: str, detail: str = "") -> None:
-        """Say something that the user must not miss."""
-        more = {"detailedText": detail} if detail else {}
-        slicer.util.warningDisplay(text, windowTitle="SFR Segmentation", **more)

@@ -198,8 +198,6 @@ class ReviewStep(ReviewDisplay):
                 self.layers.remember()
                 self._show(fit=True)
                 self.view.jump(0)
-                if self.panel.parameters is not None:
-                    self.panel.parameters.currentCase = id
         self._selectRow()
         self._refreshCase()
 

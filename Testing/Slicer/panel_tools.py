@@ -20,9 +20,6 @@ class Answers:
 
     confirm = text = choose = folder = openFile = saveFile = _next
 
-    def tell(self, *words):
-        self.asked.append(words)
-
 
 def cohort(folder, cases=4, size=(24, 20, 12)):
     """Invented volumes and labels: folders images and labels."""

@@ -45,4 +45,3 @@ def test_choice():
 def test_answers_under_testing_are_no():
     """Slicer says no to every confirmation while it is testing: nothing is downloaded or overwritten."""
     assert Questions().confirm("Download 375 MB?", "Download", "from a server") is False
-    Questions().tell("The disk is full.", "details")

@@ -10,10 +10,7 @@ from scene_tools import (
     STRUCTURES,
     addCase,
     addResult,
-    flipped,
     geometry,
-    grey,
-    image,
     labelArray,
     studyOf,
     turned,
@@ -24,15 +21,12 @@ from SFRSegmentationLib.doubtful_slices import (
     DoubtfulSlice,
     doubtful_slices,
     doubtful_spot,
-    internal_slice,
     jump_to,
-    jump_to_slice,
 )
 from SFRSegmentationLib.segment_labels import fingerprint
 from SFRSegmentationLib.slice_layers import SliceLayers, set_overlay_opacity, show_layers
 
 from SFRCore.errors import InputError
-from SFRCore.volumes import Frame
 
 
 @pytest.fixture
@@ -254,23 +248,12 @@ def test_a_jump_moves_no_picture_within_its_view():
     node = sliceNode("Red")
     zoom = node.GetFieldOfView()
     before = slicer.util.arrayFromVTKMatrix(node.GetSliceToRAS()).copy()
-    jump_to_slice(geometry(GEOMETRIES["plain"]), DoubtfulSlice(2, 4, 1.0))
+    plain = geometry(GEOMETRIES["plain"])
+    jump_to(plain, [*((size - 1) / 2 for size in plain.size[:2]), 4])
     after = slicer.util.arrayFromVTKMatrix(node.GetSliceToRAS())
     assert node.GetFieldOfView() == zoom
     assert np.allclose(after[:2, 3], before[:2, 3])
     assert after[2, 3] == pytest.approx((GEOMETRIES["plain"] @ [0, 0, 4, 1])[2])
-
-
-@pytest.mark.parametrize("matrix", [turned(), flipped(), GEOMETRIES["plain"]])
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_a_slice_counted_inside_is_found_in_the_file(matrix, axis):
-    grid = geometry(matrix)
-    frame = Frame.of(grid, stack_axis=axis)
-    inside = frame.to_internal(image(grey(), matrix))
-    for z in (0, frame.shape[2] - 1):
-        place = internal_slice(grid, axis, z)
-        found = np.take(grey().transpose(), place.index, axis=place.axis)
-        assert sorted(found.ravel()) == sorted(inside[:, :, z].ravel())
 
 
 def test_doubtful_slices_are_peaks_the_largest_first(study):
