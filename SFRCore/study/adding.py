@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from SFRCore.errors import DiskFull, InputError, SFRError
 from SFRCore.study.case import Case
 from SFRCore.study.intake import Batch, Intake, absolute, check_role
-from SFRCore.study.pairing import IMAGE_SUFFIXES, OnProblem, Pair, pair_files
+from SFRCore.study.pairing import IMAGE_SUFFIXES, OnImage, OnProblem, Pair, pair_files
 from SFRCore.volumes import list_series, read_image
 
 _log = logging.getLogger("SFRCore")
@@ -72,6 +72,7 @@ class Adding(Intake):
         role: str = "unlabeled",
         label_use: str = "label",
         on_problem: OnProblem | None = None,
+        on_image: OnImage | None = None,
         resample: bool = False,
     ) -> list[Case]:
         """Add the images of a folder, and each folder of DICOM slices in it, in order of name.
@@ -80,7 +81,8 @@ class Adding(Intake):
         labeled where `role` is unlabeled or labeled; as `reference`, or for test cases, only evaluation reads
         them. `role` is that of the other cases. A file that cannot be used is reported through
         `on_problem(path, error)`, by default to the log, and left out. Images that the study has already are
-        passed over.
+        passed over. `on_image(path)` is called before each image is read: what it raises ends the adding, and
+        the cases before it are in the study.
 
         Raises `InputError` where the folder cannot be read or holds no image, `DiskFull`.
         """
@@ -101,6 +103,8 @@ class Adding(Intake):
         added: list[Case] = []
         with closing(Batch(self, added, report)) as batch:
             for pair in pairs:
+                if on_image is not None:
+                    on_image(pair.image)
                 if self._passed_over(pair, present, report):
                     continue
                 as_reference = label_use == "reference" or role == "test"

@@ -19,6 +19,7 @@ _LABEL = re.compile(r"([_-](seg|segmentation|label|labels)|\.seg)$", re.IGNORECA
 _NAMES = "Name labels like their images; the endings _seg and _label are understood."
 
 OnProblem = Callable[[Path, Exception], None]
+OnImage = Callable[[Path], object]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from SFRCore.errors import DiskFull, InputError
 from SFRCore.runtime.files import atomic_path, file_identity, free_space, full_suffix, same_file_quick
 from SFRCore.study.case import Case
 from SFRCore.study.intake import Intake, absolute
+from SFRCore.study.pairing import OnImage
 from SFRCore.volumes import read_image, write_volume
 
 _DETACHED = (".mhd", ".nhdr", ".hdr")
@@ -38,11 +39,15 @@ class Transfer(Intake):
         """The cases whose image is not where study.json says; looks at every file."""
         return [case for case in self.cases.values() if not self._is_there(case)]
 
-    def relink(self, search_folders: Path | str | Iterable[Path | str]) -> Relinked:
+    def relink(
+        self, search_folders: Path | str | Iterable[Path | str], *, on_image: OnImage | None = None
+    ) -> Relinked:
         """Find images that were moved: by name, else by size, and in either case by their SHA-256.
 
         An image without a recorded hash is taken by its name alone where one file has that name. Images that
-        are where they should be are left as they are. Raises `InputError` where a folder cannot be searched.
+        are where they should be are left as they are. `on_image(path)` is called before each is looked for:
+        what it raises ends the search, and nothing is changed. Raises `InputError` where a folder cannot be
+        searched.
         """
         self.check_writable()
         given = [search_folders] if isinstance(search_folders, (str, Path)) else search_folders
@@ -56,6 +61,8 @@ class Transfer(Intake):
         identities: dict[str, dict[str, Any]] = {}
         for case in gone:
             assert index is not None
+            if on_image is not None:
+                on_image(Path(case.image))
             match, reason = index.find(_name_of(case.image), case.image_identity)
             if match is None:
                 result.missing[case.id] = reason
@@ -70,11 +77,12 @@ class Transfer(Intake):
                         self._point_to(self.cases[id], path, identities[id])
         return result
 
-    def pack(self) -> dict[str, Path]:
+    def pack(self, *, on_image: OnImage | None = None) -> dict[str, Path]:
         """Copy images that lie outside into the study, byte for byte; returns the new path of each case.
 
         A DICOM series is copied as a folder. A header with its voxels in a file beside it becomes one NRRD
-        file. What was copied before an error stays copied.
+        file. `on_image(path)` is called before each is copied. What was copied before it or an error raises
+        stays copied.
 
         Raises `InputError` where an image is missing, `DiskFull`.
         """
@@ -99,6 +107,8 @@ class Transfer(Intake):
         since = time.monotonic()
         try:
             for id, source in sources.items():
+                if on_image is not None:
+                    on_image(source)
                 waiting[id] = self._copy_in(id, source)
                 if time.monotonic() - since > _COMMIT_SECONDS:
                     packed |= self._adopt(waiting, sources)

@@ -12,16 +12,21 @@ from SFRCore.study import Study
 
 
 def add_folder(reporter: Any, study: str, folder: str, labels: str | None) -> dict[str, Any]:
-    """Add a folder's images; ``reporter.say`` is told each file that is of no use. Returns ids, problems."""
+    """Add a folder's images; ``reporter.say`` is told each file that is of no use. Returns ids, problems.
+
+    Between two images it is asked whether to stop: what was added by then stays.
+    """
     problems: list[str] = []
 
     def report(path: Path, error: Exception) -> None:
         words = f"{error.message} {error.hint}" if isinstance(error, SFRError) else f"{path.name}: {error}"
         problems.append(words.strip())
         reporter.say(problems[-1])
-        reporter.check()
 
-    cases = Study.open(study).add_folder(folder, labels=labels, on_problem=report)
+    opened = Study.open(study)
+    cases = opened.add_folder(
+        folder, labels=labels, on_problem=report, on_image=lambda path: reporter.check()
+    )
     return {"added": [case.id for case in cases], "problems": problems}
 
 

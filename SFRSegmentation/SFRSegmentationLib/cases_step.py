@@ -34,6 +34,7 @@ class CasesStep(Step):
     def setup(self) -> None:
         self.table = CaseTable(self.ui.casesTable)
         self._adding: ChoreFollower | None = None
+        self._before: dict[str, str] = {}
         self._stale = True
         self._offered = ""
         self.menu: Any = None
@@ -247,10 +248,12 @@ class CasesStep(Step):
         """Stop adding; the second time at once."""
         if self._adding is not None:
             self._adding.cancel()
+            self._say(_("Stopping…"))
 
     def _begin(self, chore: str, told: Callable[[Any], str], **arguments: Any) -> None:
         """Start a chore on the study; ``told`` puts its result in words."""
         study = self.logic.study
+        self._before = {case.id: case.image for case in study.cases.values()}
         self._adding = ChoreFollower(
             start_chore(chore, study=str(study.root), **arguments),
             lambda chore: self._ended(chore, told),
@@ -264,7 +267,9 @@ class CasesStep(Step):
         self._adding = None
         self.ui.addingBar.visible = False
         self._reload()
-        if chore.error is not None:
+        if chore.state == "cancelled":
+            self._say(self._stopped())
+        elif chore.error is not None:
             self._say("")
             self.panel.showError(chore.error.message, chore.error.hint)
         else:
@@ -275,6 +280,18 @@ class CasesStep(Step):
     def _added(self, result: dict[str, Any]) -> str:
         words = _("{count} cases were added.").format(count=len(result["added"]))
         return "\n".join([words, *result["problems"]])
+
+    def _stopped(self) -> str:
+        """What was done by a chore that was stopped, also by force: batches of it are in the study."""
+        study = self.session.study
+        cases = [] if study is None else list(study.cases.values())
+        added = sum(case.id not in self._before for case in cases)
+        moved = sum(case.image != self._before.get(case.id, case.image) for case in cases)
+        if moved:
+            return _("Stopped. {count} images were found or copied by then.").format(count=moved)
+        if added:
+            return _("Stopped. {count} cases were added by then.").format(count=added)
+        return _("Stopped; nothing was changed.")
 
     def _relinked(self, result: dict[str, Any]) -> str:
         if not result["found"] and not result["missing"]:

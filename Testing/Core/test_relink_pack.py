@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from SFRCore.errors import DiskFull, InputError
+from SFRCore.errors import Cancelled, DiskFull, InputError
 from SFRCore.study import Study
 from SFRCore.volumes import read_image
 
@@ -168,3 +168,21 @@ def test_dicom_folder_is_packed_as_a_folder(study: Study, tmp_path: Path):
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == {
         p.name: p.read_bytes() for p in DICOM.iterdir()
     }
+
+
+def test_both_are_stopped_between_two_images(study: Study, tmp_path: Path):
+    """Packing keeps what it has copied, and is done in full the next time; finding changes nothing."""
+
+    def stop(path: Path) -> None:
+        if path.name == "b.nii.gz":
+            raise Cancelled("Cancelled.")
+
+    with pytest.raises(Cancelled):
+        study.pack(on_image=stop)
+    assert study.case("a").image == "images/a.nrrd" and study.case("b").outside
+    shutil.move(tmp_path / "scans", tmp_path / "archive")
+    (study.root / "images" / "a.nrrd").rename(tmp_path / "archive" / "a again.nrrd")
+    with pytest.raises(Cancelled):
+        study.relink(tmp_path / "archive", on_image=stop)
+    assert len(study.missing_images()) == 2
+    assert len(study.relink(tmp_path / "archive").found) == 2 and len(study.pack()) == 2

@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from hypothesis import given
 from hypothesis import strategies as st
 
-from SFRCore.errors import DiskFull, InputError
+from SFRCore.errors import Cancelled, DiskFull, InputError
 from SFRCore.runtime.locks import FileLock
 from SFRCore.study import Case, Structure, Study, as_structures, default_color, parse_structures
 from SFRCore.study.case import case_id_from, check_case_id, check_inside
@@ -624,6 +624,20 @@ def test_bad_files_are_reported_and_stop_nothing(study: Study, tmp_path: Path):
     assert sorted(problems) == ["a.nrrd", "b.nrrd", "c.nii.gz", "d_0001.nrrd", "e.nrrd"]
     assert "already has a case called a" in problems["a.nrrd"] and "e_seg.nrrd" in problems["e.nrrd"]
     assert not list(study.root.glob(".staging/*")) and not (study.root / "labels").exists()
+
+
+def test_adding_a_folder_is_stopped_between_two_images(study: Study, tmp_path: Path):
+    for name in "abcd":
+        write(make_image(), tmp_path / "in" / f"{name}.nrrd")
+
+    def stop(path: Path) -> None:
+        if path.name == "c.nrrd":
+            raise Cancelled("Cancelled.")
+
+    with pytest.raises(Cancelled):
+        study.add_folder(tmp_path / "in", on_image=stop)
+    assert list(study.cases) == list(Study.open(study.root).cases) == ["a", "b"]
+    assert not list(study.root.glob(".staging/*"))
 
 
 def test_folder_can_be_added_again_when_it_has_grown(study: Study, tmp_path: Path):

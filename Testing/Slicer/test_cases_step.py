@@ -1,10 +1,13 @@
 """Step 2: studies are made and opened, cases added, given roles and labels, by clicks on its controls."""
 
+import time
+
 import pytest
 import qt
 import slicer
 from event_loop import Stopwatch, measured
 from panel_tools import Answers, cohort, give_result, loaded_volume, study_of
+from SFRSegmentationLib import chores
 
 
 @pytest.fixture
@@ -152,6 +155,53 @@ def test_folder_is_added_in_a_process(step, tmp_path, waitFor):
     waitFor(lambda: step.ui.addFolderButton.enabled, 60)
     assert [row[1] for row in rows(step)] == ["labeled"] * 4
     assert "4 cases were added" in step.ui.addingLabel.text and "broken.nrrd" in step.ui.addingLabel.text
+
+
+AS_IT_IS = chores.Chore
+SLOW = """
+import sys, time
+from SFRSegmentationLib import chore_process
+check, asked = chore_process.Reporter.check, []
+def wait(self):
+    asked.append(1)
+    if len(asked) >= {number}:
+        while not self._stop.exists():
+            time.sleep(0.01)
+        check(self)
+chore_process.Reporter.check = wait
+sys.exit(chore_process.main(*sys.argv[1:]))
+"""
+
+
+def wait_for_stop_at(number, monkeypatch):
+    """Chores begun from now on come to their image number ``number`` and wait there to be stopped."""
+
+    def chore(name, command, env, json_lines):
+        python, _m, _module, *rest = command
+        return AS_IT_IS(name, [python, "-c", SLOW.format(number=number), *rest], env, json_lines=json_lines)
+
+    monkeypatch.setattr(chores, "Chore", chore)
+
+
+def test_adding_stops_when_it_is_asked_and_says_how_far_it_came(step, tmp_path, waitFor, monkeypatch):
+    images, _labels = cohort(tmp_path / "cohort")
+    step.logic.createStudy(tmp_path / "s", {1: "Anterior lobe"})
+    wait_for_stop_at(3, monkeypatch)
+    ask(step, images, 0)
+    step.ui.addFolderButton.click()
+    step.ui.stopAddingButton.click()
+    assert step.ui.addingLabel.text == "Stopping…"
+    asked = time.monotonic()
+    waitFor(lambda: step.ui.addFolderButton.enabled, 9)
+    assert time.monotonic() - asked < chores.SECONDS_TO_STOP
+    assert step.ui.addingLabel.text == "Stopped. 2 cases were added by then."
+    assert len(rows(step)) == 2 and step.panel.ui.errorLabel.text == ""
+    wait_for_stop_at(2, monkeypatch)
+    ask(step, True)
+    step.ui.packButton.click()
+    step.ui.stopAddingButton.click()
+    waitFor(lambda: step.ui.packButton.enabled, 9)
+    assert step.ui.addingLabel.text == "Stopped. 1 images were found or copied by then."
 
 
 def test_moved_images_are_found_and_copied_in(step, tmp_path, waitFor):
