@@ -1,7 +1,6 @@
 """SFR Segmentation for 3D Slicer: few labeled volumes in, a segmented cohort out. This file only wires."""
 
 import importlib.util
-import logging
 import sys
 import unittest
 from pathlib import Path
@@ -11,7 +10,6 @@ from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModule,
-    ScriptedLoadableModuleLogic,
     ScriptedLoadableModuleTest,
     ScriptedLoadableModuleWidget,
 )
@@ -21,13 +19,6 @@ HERE = Path(__file__).resolve().parent
 # In an installed extension and a build tree SFRCore lies beside this file; in the source tree, one folder up.
 if importlib.util.find_spec("SFRCore") is None:
     sys.path.insert(0, str(HERE.parent))
-
-from SFRSegmentationLib.session import STUDY, Session  # noqa: E402
-from SFRSegmentationLib.study_logic import StudyLogic  # noqa: E402
-
-from SFRCore.errors import SFRError  # noqa: E402
-
-_log = logging.getLogger("SFR")
 
 
 class SFRSegmentation(ScriptedLoadableModule):
@@ -70,6 +61,7 @@ class SFRSegmentationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def setup(self):
         """Build the panel; nothing is installed, downloaded or asked."""
         super().setup()
+        from SFRSegmentationLib.module_logic import SFRSegmentationLogic
         from SFRSegmentationLib.panel import Panel
 
         widget = slicer.util.loadUI(self.resourcePath("UI/SFRSegmentation.ui"))
@@ -137,6 +129,8 @@ class SFRSegmentationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onChanged(self, what):
         """The scene remembers which study is open."""
+        from SFRSegmentationLib.session import STUDY
+
         if what == STUDY:
             study = self.logic.session.study
             self.logic.getParameterNode().studyFolder = "" if study is None else str(study.root)
@@ -151,22 +145,15 @@ class SFRSegmentationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         super().onReload()
 
 
-class SFRSegmentationLogic(ScriptedLoadableModuleLogic, StudyLogic):
-    """Every step as a method, with or without the panel; see StudyLogic for what there is."""
+def __getattr__(name):
+    """SFRSegmentationLogic, made when it is first used: SimpleITK and scipy, which it takes along, are not
+    imported at each start of Slicer.
+    """
+    if name == "SFRSegmentationLogic":
+        from SFRSegmentationLib.module_logic import SFRSegmentationLogic
 
-    def __init__(self, parent=None):
-        ScriptedLoadableModuleLogic.__init__(self, parent)
-        self.session = Session()
-        self._parameters = None
-
-    def getParameterNode(self):
-        """The scene's parameter node, in one wrapper: each observes the node for good."""
-        from SFRSegmentationLib.parameters import SFRParameterNode
-
-        node = super().getParameterNode()
-        if self._parameters is None or self._parameters.parameterNode is not node:
-            self._parameters = SFRParameterNode(node)
-        return self._parameters
+        return SFRSegmentationLogic
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class SFRSegmentationTest(ScriptedLoadableModuleTest):
@@ -191,11 +178,15 @@ class SFRSegmentationTest(ScriptedLoadableModuleTest):
         slicer.mrmlScene.Clear(0)
         widget.enter()
         self.assertIsNotNone(panel.parameters)
-        widget.exit()
+        if not widget.parent.isEntered:
+            widget.exit()
 
     def test_study_from_a_loaded_volume(self):
         """A loaded volume with its segmentation becomes a labeled case of a new study."""
         import numpy as np
+        from SFRSegmentationLib.module_logic import SFRSegmentationLogic
+
+        from SFRCore.errors import SFRError
 
         logic = SFRSegmentationLogic()
         folder = Path(slicer.util.tempDirectory()) / "study"

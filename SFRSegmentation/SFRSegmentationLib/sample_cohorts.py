@@ -12,8 +12,6 @@ from pathlib import Path, PurePosixPath
 from SFRCore.errors import DiskFull, InputError
 from SFRCore.runtime.files import free_space, process_mark, sweep_temporary
 from SFRCore.runtime.transfer import Progress, RemoteFile, fetch
-from SFRCore.study import Study
-from SFRCore.synthetic import STRUCTURES, make_synthetic_cohort
 
 Say = Callable[[str], None]
 
@@ -65,6 +63,8 @@ def make(
     if (study / "study.json").is_file():
         say(f"The study is in {study}.")
         return study
+    from SFRCore.synthetic import STRUCTURES, make_synthetic_cohort
+
     cohort = COHORTS[name]
     data = home / "data"
     if cohort.archive is None:
@@ -145,6 +145,8 @@ def _make_study(
     extra: Sequence[Path],
     progress: Progress,
 ) -> None:
+    from SFRCore.study import Study
+
     try:
         study = Study.create(root, structures=structures)
         total = len(labeled) + len(extra)

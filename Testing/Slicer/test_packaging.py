@@ -118,7 +118,7 @@ def test_the_source_tree_needs_no_installation():
     text = (ROOT / "SFRSegmentation" / "SFRSegmentation.py").read_text(encoding="utf-8")
     assert 'find_spec("SFRCore") is None' in text
     assert re.search(r"class SFRSegmentation\(ScriptedLoadableModule\)", text)
-    program = text[text.index("HERE =") : text.index("from SFRSegmentationLib")]
+    program = text[text.index("HERE =") : text.index("class SFRSegmentation(")]
     begin = "import importlib.util, sys\nfrom pathlib import Path\n__file__ = sys.argv[1]\n"
     show = f"{begin}{program}\nimport SFRCore\n"
     module = ROOT / "SFRSegmentation" / "SFRSegmentation.py"

@@ -4,6 +4,7 @@ through.
 
 import ast
 import importlib.util
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -52,6 +53,27 @@ def test_opens_at_once(widget):
     taken = time.perf_counter() - begin
     measured(f"the panel is there after {taken:.2f} s")
     assert taken < 1.5
+
+
+def test_a_start_of_slicer_waits_for_no_heavy_package():
+    """In a process of its own: the module is imported, and its sample data registered, at every start."""
+    show = (
+        "import sys; sys.path[:0] = sys.argv[1:]\n"
+        "import headless; headless.start()\n"
+        "from pathlib import Path; from types import SimpleNamespace\n"
+        "import slicer; from headless import scripted\n"
+        "before = set(sys.modules)\n"
+        "scripted.loadScriptedModule(str(Path(sys.argv[2], 'SFRSegmentation.py')))\n"
+        "logic = SimpleNamespace(registerCustomSampleDataSource=lambda **source: None)\n"
+        "sys.modules['SampleData'] = SimpleNamespace(SampleDataLogic=logic)\n"
+        "slicer.app.emitSignal('startupCompleted()')\n"
+        "print({'SimpleITK', 'scipy', 'scipy.ndimage', 'torch'} & (set(sys.modules) - before))\n"
+        "import SFRSegmentation\n"
+        "print(SFRSegmentation.SFRSegmentationLogic.__name__, hasattr(SFRSegmentation, 'nothing'))\n"
+    )
+    words = [sys.executable, "-c", show, str(Path(__file__).parent), str(MODULE)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["set()", "SFRSegmentationLogic False"], done.stdout + done.stderr
 
 
 def test_needs_nothing_that_slicer_lacks():
