@@ -195,12 +195,21 @@ def test_an_init_that_is_cut_off_can_be_given_again(
         strike_init(sfr, scans, tmp_path / str(at), fault_at(at), at)
 
 
-def strike_init(sfr: Server, scans: tuple[Path, Path], folder: Path, fault: str, at: int) -> None:
+def strike_init(
+    sfr: Server, scans: tuple[Path, Path], folder: Path, fault: str, at: int, *, files: bool = False
+) -> None:
+    """An init with a fault at its ``at``-th write, then once more without; with ``files`` in a folder that
+    holds some.
+    """
+    notes = folder / "study/notes.txt"
     folder.mkdir()
+    if files:
+        notes.parent.mkdir()
+        notes.write_text("mine")
     struck = init(sfr, scans, folder / "study", fault=fault, at=at)
     check_struck(struck, fault)
     if not (fault == "after" and Path(struck.last) == folder / "study"):
-        assert not (folder / "study").exists()
+        assert (folder / "study").exists() == files
         done = init(sfr, scans, folder / "study")
         assert done.code == 0, (fault, at, struck.last, done.err)
     assert [path.name for path in folder.iterdir()] == ["study"]
@@ -210,6 +219,7 @@ def strike_init(sfr: Server, scans: tuple[Path, Path], folder: Path, fault: str,
         TEST[0]: "test"
     }
     assert temporary_files(folder) == []
+    assert notes.exists() == files
 
 
 COMMANDS: dict[str, tuple[str, ...]] = {

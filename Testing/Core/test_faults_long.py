@@ -137,13 +137,17 @@ def test_a_run_that_continues_with_a_fault_at_every_write(
 
 
 @pytest.mark.timeout(7200)
+@pytest.mark.parametrize("files", [False, True], ids=["", "in a folder with files"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_an_init_with_a_fault_at_every_write(
-    sfr: Server, scans: tuple[Path, Path], tmp_path: Path, fault: str
+    sfr: Server, scans: tuple[Path, Path], tmp_path: Path, fault: str, files: bool
 ) -> None:
+    if files:
+        (tmp_path / "counted").mkdir()
+        (tmp_path / "counted/notes.txt").write_text("mine")
     count = len(init(sfr, scans, tmp_path / "counted").writes)
     for at in range(1, count + 1):
-        strike_init(sfr, scans, tmp_path / str(at), fault, at)
+        strike_init(sfr, scans, tmp_path / str(at), fault, at, files=files)
 
 
 @pytest.mark.timeout(7200)
