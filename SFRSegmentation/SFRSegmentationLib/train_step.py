@@ -109,7 +109,7 @@ class TrainStep(Step):
             words = [str(word) for word in info.get("args") or ()]
             self._last = str(info["command"]), job.state, words, job.error()
             known = (shown.run for shown in (self._past, self.session.job) if shown is not None)
-            if job.run not in known and self._last[1] not in ALIVE:
+            if job.run not in known and self._last[1] not in ALIVE and not self.session.busy:
                 self._leavePast()
                 self._past = RunningJob(job, lambda job, ended: self._showProgress())
 

@@ -309,6 +309,18 @@ def test_job_that_ended_while_slicer_was_closed(step, pretend):
     assert step._job is None and not step.bars.bars and not step.ui.copyLogButton.enabled
 
 
+def test_job_that_runs_is_shown_before_a_newer_one_that_ended(step):
+    step.ui.runButton.click()
+    turn(step, lambda: step.session.job.progress.current is not None)
+    newer = step.session.study.runs_dir / "29991231-000000-000aaaa"
+    newer.mkdir()
+    end = {"state": "failed", "code": "in_use", "message": "The study is in use.", "hint": ""}
+    info = {"run": newer.name, "command": "run", "args": ["run", "x"], "started": 1.0, "end": end}
+    (newer / "job.json").write_text(json.dumps(info))
+    step.session.changed("job")
+    assert step._job is step.session.job and step.session.busy and "Tuning" in step.section.text
+
+
 def test_log_of_the_first_job_can_be_copied_at_once(step):
     assert "No job has run" in step.ui.copyLogButton.toolTip
     step.ui.runButton.click()
