@@ -70,6 +70,11 @@ def fetch(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if is_disk_full(error):
+            raise DiskFull(
+                f"The folder {target.parent} for downloads could not be made because the disk is full.",
+                hint=_space_hint(target, known),
+            ) from error
         raise InputError(
             f"The folder {target.parent} for downloads cannot be made.",
             hint=f"Choose another one with the variable {known.folder_variable}.",

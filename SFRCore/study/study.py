@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from SFRCore.errors import InputError
+from SFRCore.errors import DiskFull, InputError
+from SFRCore.runtime.files import is_disk_full
 from SFRCore.runtime.locks import FileLock
 from SFRCore.study.adding import Adding
 from SFRCore.study.document import Document
@@ -37,7 +38,8 @@ class Study(Adding, Review, Transfer):
     ) -> Study:
         """Make a study in a new folder, or in one where nothing is called like a study's own folders.
 
-        Raises `InputError` where there is a study already, or where the structures cannot be used.
+        Raises `InputError` where there is a study already, or where the structures cannot be used, and
+        `DiskFull`.
         """
         root = absolute(path)
         document = Document(as_structures(structures), preset=preset, other_as_background=other_as_background)
@@ -47,6 +49,11 @@ class Study(Adding, Review, Transfer):
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            if is_disk_full(error):
+                raise DiskFull(
+                    f"The folder {root} could not be made because the disk is full.",
+                    hint="Free some space and try again.",
+                ) from error
             reason = error.strerror or "no reason given"
             raise InputError(
                 f"The folder {root} cannot be made: {reason}.", hint="Choose a folder that you may write in."
