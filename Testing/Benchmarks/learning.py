@@ -54,17 +54,24 @@ def main() -> None:
     write_tables(folder, table, rows, seeds)
     arguments.measured.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(folder / "table.csv", arguments.measured / "table.csv")
-    text = markdown(table) + explained(below, arguments.measured / "explanations.json")
+    text = markdown(table) + explained(folder, below, arguments.measured / "explanations.json")
     (arguments.measured / "table.md").write_text(text, encoding="utf-8")
     print(text)
     for name, reason in first["failed"].items():
         print(f"{name} was not trained: {reason}")
 
 
-def explained(below: list[str], path: Path) -> str:
-    """A line for each method that was below the supervised student with the first seed."""
+def explained(folder: Path, below: list[str], path: Path) -> str:
+    """A line for each method below the supervised student with the first seed, with its Dice there."""
+    from SFRCore.comparison.plan import parse_rows
+    from SFRCore.comparison.table import result_path
+
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    lines = [f"- `{name}`: {known.get(name, 'not explained yet')}" for name in below]
+    lines = []
+    for row in parse_rows(below, "baseline") if below else []:
+        result = json.loads(result_path(folder, row, 1).read_text(encoding="utf-8"))
+        parts = [f"{name} {100 * one['dice']:.1f}" for name, one in result["scores"]["structures"].items()]
+        lines.append(f"- `{row.ssl}` ({', '.join(parts)}): {known.get(row.ssl, 'not explained yet')}")
     return "\n".join(["\nBelow the supervised student with the first seed:\n", *lines, ""]) if below else ""
 
 
