@@ -24,7 +24,6 @@ from SFRCore.runtime.identity import file_identity, same_file_quick, unreadable
 
 __all__ = [
     "append_bytes",
-    "append_line",
     "atomic_path",
     "explained_write_error",
     "file_identity",
@@ -95,24 +94,6 @@ def read_json(path: Path | str) -> Any:
         raise InputError(
             f"{path} is damaged: it is not complete JSON.", hint="Restore it from a copy, or make it again."
         ) from error
-
-
-def append_line(path: Path | str, text: str) -> None:
-    """Append one line of UTF-8 in a single write; a torn last line from a crash is closed off first.
-
-    Raises ValueError for text with a line break, `DiskFull` or `InputError` as `atomic_path` does.
-    """
-    if "\n" in text or "\r" in text:
-        raise ValueError("append_line takes a single line")
-    target = Path(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        append_bytes(target, text.encode("utf-8") + b"\n")
-    except OSError as error:
-        explained = explained_write_error(error, target, target)
-        if explained is not None:
-            raise explained from error
-        raise
 
 
 def append_bytes(target: Path, data: bytes) -> None:
