@@ -476,7 +476,7 @@ def test_empty_labels_are_warned_of(made: Path, cohort: tuple[Path, Path], tmp_p
     sitk.WriteImage(sitk.Cast(blank, sitk.sitkUInt16), str(study.result("case_03", "prediction").label_path))
     accepted = flat(sfr("review", made, "--accept", "case_03").stderr)
     assert "case_03 is empty" in accepted and "ignored=case_03" in accepted
-    assert sfr("review", made, "--label", f"case_04={cohort[1] / 'case_04.nrrd'}").stderr.strip() == ""
+    assert sfr("review", made, "--label", f"case_04={cohort[1] / 'case_04.nrrd'}").stderr.strip("\n") == ""
 
     images, labels = tmp_path / "images", tmp_path / "labels"
     for source, target in zip(cohort, (images, labels), strict=True):
@@ -501,7 +501,7 @@ def test_a_new_test_case_that_a_running_job_may_know_is_said(
     assert "running" not in sfr("review", made, "--role", "test=case_02").stderr
     monkeypatch.setattr(Job, "running", classmethod(lambda cls, root: object()))
     assert "case_01 already" in flat(sfr("review", made, "--role", "test=case_01").stderr)
-    assert sfr("review", made, "--role", "test=case_03").stderr.strip() == ""
+    assert sfr("review", made, "--role", "test=case_03").stderr.strip("\n") == ""
 
 
 def test_relink_and_pack(cohort: tuple[Path, Path], tmp_path: Path) -> None:

@@ -32,22 +32,10 @@ class Stopwatch:
 
 
 class EventLoop:
-    """Turns the event loop as Slicer does; ``turns`` are the two longest of it, in seconds."""
+    """Turns the event loop as Slicer does; ``longest`` is how long one turn took, in seconds."""
 
     def __init__(self):
-        self.turns = (0.0, 0.0)
-
-    @property
-    def longest(self):
-        return self.turns[0]
-
-    def is_free(self):
-        """Whether the panel never holds the loop for longer than LIMIT.
-
-        One turn may, up to three times that: a shared machine does so now and then, whatever is measured.
-        What the panel does at each event or each second comes more often.
-        """
-        return self.turns[1] < LIMIT and self.turns[0] < 3 * LIMIT
+        self.longest = 0.0
 
     def until(self, condition, seconds=30.0, say=lambda: ""):
         """Turn until the condition holds; fails after ``seconds``, with what ``say()`` tells then."""
@@ -56,7 +44,7 @@ class EventLoop:
             assert time.monotonic() < end, f"timed out {say()}"
             watch = Stopwatch()
             slicer.app.processEvents()
-            self.turns = tuple(sorted((*self.turns, watch.seconds()), reverse=True)[:2])
+            self.longest = max(self.longest, watch.seconds())
             time.sleep(0.002)
 
 

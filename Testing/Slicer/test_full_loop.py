@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import slicer
-from event_loop import EventLoop, measured
+from event_loop import LIMIT, EventLoop, measured
 from panel_tools import Answers
 
 import SFRCore.synthetic
@@ -143,7 +143,7 @@ def test_the_loop_by_clicks(widget, worker, cohort, tmp_path):
     assert first.progress.stages["retrain"].total == 2, "a fifth of the steps"
 
     measured(f"following two real runs held the event loop {1e3 * loop.longest:.0f} ms at most")
-    assert loop.is_free()
+    assert loop.longest < LIMIT
 
     # Load the predictions: each lies on its image, voxel for voxel.
     panel.open("results")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import slicer
-from event_loop import EventLoop, measured
+from event_loop import LIMIT, EventLoop, measured
 from panel_tools import Answers, study_of
 from SFRSegmentationLib import running_job
 
@@ -409,7 +409,7 @@ def test_event_loop_is_free_while_much_is_said(step, pretend):
         f"catching up {1e3 * again.longest:.0f} ms at most, in {time.monotonic() - begin:.1f} s"
     )
     assert len(found.progress.curves["finetune"]) < 700
-    assert held.is_free() and again.is_free()
+    assert held.longest < LIMIT and again.longest < LIMIT
 
 
 def test_wait_keeps_the_event_loop_turning(step, pretend):
@@ -440,7 +440,7 @@ def test_real_worker_with_the_tiny_foundation(step, monkeypatch, workerPython):
     turn(step, ended(step), 180, held)
     measured(f"following a real run held the event loop {1e3 * held.longest:.0f} ms at most")
     assert step.session.job.state == "finished", step.ui.jobLabel.text
-    assert held.is_free()
+    assert held.longest < LIMIT
     assert set(step.bars.bars) >= {"finetune", "pseudolabel", "retrain", "predict"}
     assert [item.id for item in step.logic.reviewQueue()] == ["case_03"]
     node = step.logic.loadPrediction("case_03")
