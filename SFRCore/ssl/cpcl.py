@@ -14,6 +14,8 @@ from SFRCore.ssl.ema import perturb
 from SFRCore.ssl.losses import consistency_mse, cross_entropy, segmentation_loss
 
 SHARPNESS = 20.0
+NEVER = -1e4
+"""Logit of a class that is out of question: finite, as a crop of padding alone has none."""
 
 
 class CPCL(TaughtMethod):
@@ -26,12 +28,15 @@ class CPCL(TaughtMethod):
     crop (the teacher's labels) on the labeled one, cross-entropy with its labels. *Stability*: mean squared
     difference of the logits, over all crops, of student and teacher, which sees noise. Features are those of
     the last decoder stage but one, enlarged; the student's for labeled crops, the teacher's for unlabeled.
-    Dice epsilon 1e-5. Released for 10000 iterations with a polynomial learning rate, in place of which the
-    preset's schedule is followed; the weight rises as released, over the first 6000 of 10000.
+    A class without voxels in a crop has no prototype: it is no voxel's label there, and voxels that have it
+    in the other crop count in neither. Dice epsilon 1e-5. Released for 10000 iterations with a polynomial
+    learning rate, in place of which the preset's schedule is followed; the weight rises as released, over the
+    first 6000 of 10000.
 
     In the released code features and prototypes carry no gradient, so that neither forward nor backward
-    trains anything, and backward takes the softmax twice. Here the student's features keep their gradient
-    (the weights of their mean do not), and there is one softmax.
+    trains anything, and backward takes the softmax twice; a class without voxels has the prototype 0, which
+    no voxel is near. Here the student's features keep their gradient (the weights of their mean do not), and
+    there is one softmax.
     """
 
     name = "cpcl"
@@ -57,7 +62,7 @@ class CPCL(TaughtMethod):
                 functional.interpolate(one.float(), size=size, mode="trilinear") for one in (own, other)
             )
             confidence = logits[:labeled].detach().float().softmax(1)
-            forward, backward = _both_ways(own, other, confidence, taught, batch)
+            forward, backward = both_ways(own, other, confidence, taught, batch)
         stability = consistency_mse(logits, noisy, valid)
         supervised = segmentation_loss(logits[:labeled], batch.labels, batch.labeled_valid, 1e-5)
         return self.combine(
@@ -76,32 +81,43 @@ def _middle(decoded: Sequence[Tensor]) -> Tensor:
     return list(decoded)[-2:][0]
 
 
-def _both_ways(
+def both_ways(
     own: Tensor, other: Tensor, confidence: Tensor, taught: Tensor, batch: Batch
 ) -> tuple[Tensor, Tensor]:
     """Forward and backward loss of labeled features, unlabeled ones, and the probabilities of each."""
-    labeled = prototypes(own, batch.labels, confidence, batch.labeled_valid)
-    unlabeled = prototypes(other, taught.argmax(1), taught, batch.unlabeled_valid)
-    predicted = similarities(other, labeled).softmax(1)
-    forward = consistency_mse(predicted, taught, batch.unlabeled_valid)
-    return forward, cross_entropy(similarities(own, unlabeled), batch.labels, batch.labeled_valid)
+    guessed = taught.argmax(1)
+    labeled, shown = prototypes(own, batch.labels, confidence, batch.labeled_valid)
+    unlabeled, found = prototypes(other, guessed, taught, batch.unlabeled_valid)
+    predicted = similarities(other, labeled, shown).softmax(1)
+    forward = consistency_mse(predicted, taught, batch.unlabeled_valid & _has(shown, guessed))
+    valid = batch.labeled_valid & _has(found, batch.labels)
+    return forward, cross_entropy(similarities(own, unlabeled, found), batch.labels, valid)
 
 
-def prototypes(features: Tensor, labels: Tensor, confidence: Tensor, valid: Tensor) -> Tensor:
-    """Mean features (B, C, F) of every class, weighted with its probability; 0 for a class without voxels.
+def prototypes(features: Tensor, labels: Tensor, confidence: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean features (B, C, F) of every class, weighted with its probability, and which have voxels (B, C).
 
     Features (B, F, X, Y, Z), labels and valid (B, X, Y, Z), confidence (B, C, X, Y, Z).
     """
     classes = torch.arange(confidence.shape[1], device=labels.device).view(1, -1, 1, 1, 1)
     weights = confidence * ((labels[:, None] == classes) & valid[:, None])
-    return torch.einsum("bfxyz,bcxyz->bcf", features, weights) / (weights.sum((2, 3, 4))[..., None] + 1e-5)
+    mass = weights.sum((2, 3, 4))
+    return torch.einsum("bfxyz,bcxyz->bcf", features, weights) / (mass[..., None] + 1e-5), mass > 0
 
 
-def similarities(features: Tensor, prototypes: Tensor) -> Tensor:
-    """20 times the cosine (B, C, X, Y, Z) of features (B, F, X, Y, Z) with prototypes (B, C, F)."""
+def similarities(features: Tensor, prototypes: Tensor, present: Tensor) -> Tensor:
+    """20 times the cosine (B, C, X, Y, Z) of features (B, F, X, Y, Z) with prototypes (B, C, F); a class that
+    is not ``present`` (B, C) is never the likeliest.
+    """
     directions = functional.normalize(features, dim=1, eps=1e-8)
     towards = functional.normalize(prototypes, dim=2, eps=1e-8)
-    return SHARPNESS * torch.einsum("bfxyz,bcf->bcxyz", directions, towards)
+    cosines = torch.einsum("bfxyz,bcf->bcxyz", directions, towards)
+    return (SHARPNESS * cosines).masked_fill(~present[:, :, None, None, None], NEVER)
+
+
+def _has(present: Tensor, labels: Tensor) -> Tensor:
+    """Where the class (B, X, Y, Z) is ``present`` (B, C) in the crop of the other kind."""
+    return present.gather(1, labels.flatten(1)).view_as(labels)
 
 
 METHOD = CPCL

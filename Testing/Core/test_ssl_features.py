@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from torch.nn import functional
 
 from SFRCore.errors import InputError
-from SFRCore.ssl.cpcl import prototypes, similarities
+from SFRCore.ssl.contract import Batch
+from SFRCore.ssl.cpcl import both_ways, prototypes, similarities
 from SFRCore.ssl.separation import ClassSeparation
 from SFRCore.ssl.ss_net import overlap_loss
 from SFRCore.students.student import statistics_untouched
@@ -178,9 +180,10 @@ def test_prototypes_are_weighted_means_and_label_by_cosine() -> None:
     features = torch.randn(2, 5, 4, 3, 2)
     labels, confidence = torch.randint(0, 2, (2, 4, 3, 2)), torch.rand(2, 3, 4, 3, 2)
     valid = torch.rand(2, 4, 3, 2) > 0.3
-    means = prototypes(features, labels, confidence, valid)
-    assert means.shape == (2, 3, 5) and means[:, 2].abs().max() == 0, "a class without voxels"
-    found = similarities(features, means)
+    means, present = prototypes(features, labels, confidence, valid)
+    assert means.shape == (2, 3, 5) and present.tolist() == [[True, True, False]] * 2
+    found = similarities(features, means, present)
+    assert found.argmax(1).max() == 1, "a class without voxels"
     for b in range(2):
         for c in range(2):
             total, weight = torch.zeros(5, dtype=torch.float64), 1e-5
@@ -213,9 +216,17 @@ def test_cpcl_has_the_loss_of_its_formula() -> None:
 
     own, other = enlarged(decoded[0][:2]), enlarged(taught[0]).detach()
     p, (lv, uv) = logits[:2].detach().softmax(1), (one.labeled_valid, one.unlabeled_valid)
-    forward = similarities(other, prototypes(own, one.labels, p, lv)).double().softmax(1)
-    forward = ((forward - q) ** 2).permute(0, 2, 3, 4, 1)[uv].mean()
-    backward = entropy_by_hand(similarities(own, prototypes(other, q.argmax(1), q, uv)), one.labels, lv)
+    guessed = q.argmax(1)
+    theirs, ours = uv.clone(), lv.clone()  # where the other crop has the class too
+    for b in range(2):
+        for place in uv[b].nonzero().tolist():
+            theirs[(b, *place)] = guessed[(b, *place)] in one.labels[b][lv[b]]
+        for place in lv[b].nonzero().tolist():
+            ours[(b, *place)] = one.labels[(b, *place)] in guessed[b][uv[b]]
+    forward = similarities(other, *prototypes(own, one.labels, p, lv)).double().softmax(1)
+    forward = ((forward - q) ** 2).permute(0, 2, 3, 4, 1)[theirs].mean()
+    found_there = prototypes(other, guessed, q, uv)
+    backward = entropy_by_hand(similarities(own, *found_there), one.labels, ours)
     stability = ((logits.double() - noisy.detach()) ** 2).permute(0, 2, 3, 4, 1)[one.valid].mean()
     target = (one.labels, lv)
     dice = dice_by_hand(logits[:2].softmax(1), *target, epsilon=1e-5)
@@ -228,6 +239,40 @@ def test_cpcl_has_the_loss_of_its_formula() -> None:
     wanted = torch.autograd.grad(expected, list(student.parameters()))
     assert all(torch.allclose(a, b.float(), rtol=1e-2, atol=1e-5) for a, b in zip(grads, wanted, strict=True))
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_cpcl_leaves_out_classes_that_the_other_crop_lacks() -> None:
+    rng = torch.Generator().manual_seed(3)
+    own, other = torch.rand(2, 1, 4, 6, 6, 6, generator=rng)
+    labels = torch.zeros(1, 6, 6, 6, dtype=torch.int64)
+    labels[:, 2:4], labels[:, 4:] = 1, 2
+    valid = torch.ones_like(labels, dtype=torch.bool)
+    taught = torch.full((1, 3, 6, 6, 6), 0.1)
+    taught[:, 0, :3] = taught[:, 2, 3:] = 0.8  # the teacher finds no class 1
+    confidence = torch.full((1, 3, 6, 6, 6), 1 / 3)
+    crops = Batch(torch.zeros(1, 1, 6, 6, 6), labels, valid, torch.zeros(1, 1, 6, 6, 6), valid)
+    own.requires_grad_(True)
+    _, backward = both_ways(own, other, confidence, taught, crops)
+    # By hand: classes 0 and 2 alone, on the voxels that have them.
+    means = [other[0][:, half].flatten(1).mean(1) for half in (slice(0, 3), slice(3, 6))]
+    cosines = torch.stack([functional.cosine_similarity(own[0], m.view(-1, 1, 1, 1), dim=0) for m in means])
+    terms = (20 * cosines).double().log_softmax(0)
+    expected = -torch.cat([terms[0, :2], terms[1, 4:]]).mean()
+    assert float(backward.detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
+    (gradient,) = torch.autograd.grad(backward, own)
+    assert gradient[0, :, 2:4].abs().max() == 0.0 and gradient[0, :, :2].abs().max() > 0.0
+
+    # The labels lack class 2, which the teacher finds: those voxels count in no term.
+    labels = torch.where(labels == 2, 0, labels)
+    crops = replace(crops, labels=labels)
+    forward, _ = both_ways(own, other, confidence, taught, crops)
+    other[:, :, 3:] += 1.0
+    again, _ = both_ways(own, other, confidence, taught, crops)
+    assert float(forward.detach()) == float(again.detach()) > 0.0
+
+    # A crop of padding alone has no class at all.
+    nothing = replace(crops, unlabeled_valid=torch.zeros_like(valid))
+    assert [float(part.detach()) for part in both_ways(own, other, confidence, taught, nothing)] == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("name", ["ss_net", "cpcl"])
