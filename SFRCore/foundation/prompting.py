@@ -102,7 +102,7 @@ def build_prompted(name_or_file: str, *, canvas: int, tuning: str, seed: int) ->
     Raises InputError as :func:`SFRCore.foundation.checkpoints.build_foundation` does.
     """
     base = build_foundation(name_or_file, classes=MASK_TOKENS, canvas=canvas, seed=seed)
-    return trainable(apply_tuning(base, tuning))
+    return trainable(apply_tuning(base, tuning, seed=seed))
 
 
 def load_prompted(folder: Path | str, *, tuned_on: bool = False) -> PromptedSAM:

@@ -31,12 +31,12 @@ class MagicNet(TaughtMethod):
     blended with the student's logits of single cubes, the more of these the more frequent the teacher's
     class is.
 
-    ``cube`` in voxels (None: 32 a side, 16 where 32 does not divide the patch); ``within_from`` and
-    ``blend_after`` are fractions of the training, by default those for BTCV. On MACT the released code adds
-    *within* from 0.4 on, when w is at its largest, and never blends (``blend_after=1``) as w is then asked to
-    be larger still. The student has instance norm and no dropout. Released for 70000 iterations with a
-    polynomial learning rate (BTCV), or 30000 with a tenth after each 12000 (MACT): the presets of these data
-    sets have these schedules, those of others replace them.
+    ``cube`` in voxels (None: 32 a side, 16 where 32 does not divide the patch, the longest axis whole where
+    all would be 16); ``within_from`` and ``blend_after`` are fractions of the training, by default those for
+    BTCV. On MACT the released code adds *within* from 0.4 on, when w is at its largest, and never blends
+    (``blend_after=1``) as w is then asked to be larger still. The student has instance norm and no dropout.
+    Released for 70000 iterations with a polynomial learning rate (BTCV), or 30000 with a tenth after each
+    12000 (MACT): the presets of these data sets have these schedules, those of others replace them.
 
     The released code cuts cubes with z innermost and puts them together with x innermost, which moves 18 of
     27 to another place; here they come back to their own. Padded voxels count in no loss, in no frequency,
@@ -79,14 +79,31 @@ class MagicNet(TaughtMethod):
             raise InputError(
                 f"MagicNet cannot use cube={wanted}.", hint="Give three numbers, such as 32,32,32."
             )
-        cube = tuple(wanted or (32 if side % 32 == 0 else 16 for side in patch))
-        self.student.check_patch(cube)
+        cube = tuple(wanted or self._standard_cube())
         shown, edges = ("x".join(map(str, lengths)) for lengths in (patch, cube))
+        try:
+            self.student.check_patch(cube)
+        except InputError as error:
+            raise InputError(
+                f"MagicNet cannot use cubes of {edges}: {error.message}",
+                hint="Choose another cube with --method-option, such as cube=32,32,32.",
+            ) from error
         if any(side % edge for side, edge in zip(patch, cube, strict=True)) or tuple(patch) == tuple(cube):
             raise InputError(
                 f"MagicNet cannot cut a patch of {shown} voxels into cubes of {edges}.",
                 hint="Choose a patch that is two or more cubes long, such as 96x96x96, or another cube.",
             )
+        return cube
+
+    def _standard_cube(self) -> list[int]:
+        """Edges of 32, or 16 where that does not divide the patch; where all are 16, too small for instance
+        norm, the longest axis stays whole.
+        """
+        patch = self.context.patch
+        cube = [32 if side % 32 == 0 else 16 for side in patch]
+        if cube == [16] * 3:
+            longest = max(range(3), key=lambda axis: patch[axis])
+            cube[longest] = patch[longest]
         return cube
 
     def step(self, batch: Batch, progress: Progress) -> Step:

@@ -191,7 +191,12 @@ def synthetic_guesses(
             label = volume.label
             assert label is not None
             wrong = [
-                corrupt(np.random.default_rng([seed, STAGE_SEED, index, number]), label, classes)
+                corrupt(
+                    np.random.default_rng([seed, STAGE_SEED, index, number]),
+                    label,
+                    classes,
+                    volume.frame.spacing,
+                )
                 for number in range(count)
             ]
             answers = ask_about(

@@ -100,5 +100,5 @@ def prepare(
             canvas=context.layout().canvas_size,
             seed=settings.seed,
         )
-        model = apply_tuning(model, tuning)
+        model = apply_tuning(model, tuning, seed=settings.seed)
     return FineTuner(context, volumes, model, tuning=tuning, total=total, embeddings=embeddings)

@@ -2,7 +2,7 @@
 
 Sources: SFR (IEEE TMI 2025), sections III-B1 and III-B2; the optimiser and the augmentation are those of
 the reference implementation's ``train_finetuning.py``, with its Dice masked to stitched voxels and its
-Bezier transform mapped to the volume's own range (``faithful`` restores both).
+Bezier transform mapped to the crop's own range (``faithful`` restores both).
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class FineTuner(SAMTrainer[Canvas]):
         Where a crop takes more canvases than make one training image, N of them are drawn.
         """
         faithful = self.context.settings.faithful
-        image = bezier_intensity(rng, image, probability=BEZIER_PROBABILITY, faithful=faithful)
+        image = bezier_intensity(rng, image, probability=BEZIER_PROBABILITY, faithful=faithful, valid=valid)
         image = np.where(valid, image, 0).astype(np.float32)
         label = np.where(valid, label, IGNORE).astype(np.int64)
         layout = self.layout.drawn(rng)

@@ -1,7 +1,8 @@
 """The prompt stage of ASLseg: SAM learns to answer prompts about the study's structures.
 
 Source: ASLseg (ISBI 2024), stage II; the training is not published. Here each step shows slices of labeled
-volumes, with prompts about their connected components made as from a slightly wrong prediction.
+volumes, with prompts about their connected components: boxes enlarged as MedSAM's, points anywhere inside,
+masks with the mistakes of a prediction.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ class PromptTuner(SAMTrainer[Asked]):
         things = [things[n] for n in chosen]
         shown = None
         if "mask" in self.kinds:
-            shown = [corrupt(rng, thing[:, :, None].astype(np.uint8), 2)[:, :, 0] for thing in things]
+            shown = [corrupt(rng, thing.astype(np.uint8), 2) for thing in things]
         prompts = make_prompts(things, self.model.canvas, self.model.mask_side, self.kinds, rng, shown)
         masks = torch.from_numpy(np.stack(things)).float()[:, None]
         side = (self.model.canvas, self.model.canvas)

@@ -78,6 +78,7 @@ class Retrainer:
         self.labeled, self.unlabeled = labeled, unlabeled
         self.method = make_method(context, guided)
         self.phases = self.method.phases(total)
+        self.first = progress_at(self.phases, total, 0).phase
         if not unlabeled and any(phase.unlabeled for phase in self.phases):
             raise InputError(
                 f"The method {settings.ssl} learns from unlabeled volumes, and the study has none to use.",
@@ -183,7 +184,7 @@ class Retrainer:
         self.method.begin(phase)
         if self.lean:
             self._recompute_activations()
-        if self.parent_weights is not None and (phase.restart or phase is self.phases[0]):
+        if self.parent_weights is not None and (phase.restart or phase is self.first):
             self.method.student.load_state_dict(dict(self.parent_weights))
             take_over(self.method, self.companions)
         self.phase = phase

@@ -72,7 +72,8 @@ def sliding_window(
     """Averaged class probabilities (C, X, Y, Z), float32, of a volume (X, Y, Z) or (I, X, Y, Z).
 
     ``probabilities`` maps patches (B, I, *patch) on ``device`` to class probabilities (B, C, *patch). Axes
-    smaller than the patch are padded with 0 on both sides, and cropped again. Overlaps are averaged with
+    smaller than the patch are padded with 0 on both sides, or with their ends where the network was
+    ``trained_on`` patches no longer than they are, and cropped again. Overlaps are averaged with
     equal weights. ``check()`` is called before every batch and may raise to stop. Sums are kept in main
     memory: 4 bytes a class and voxel. Raises ValueError for sizes that do not fit.
 

@@ -49,14 +49,17 @@ def bezier_intensity(
     per_slice: bool = True,
     probability: float = 0.5,
     faithful: bool = False,
+    valid: np.ndarray | None = None,
 ) -> np.ndarray:
     """Bend intensities by random monotone curves (Models Genesis; SFR ``nt=2``, ``nonlinear_rate=0.5``).
 
     image (X, Y, Z) float32; each slice along Z, or the whole volume, is bent with ``probability`` by a curve
-    of its own. The 0.5 to 99.5 percentiles of ``image`` become [0, 1] for the curve and are mapped back. With
-    ``faithful`` the curve meets the z-scored values themselves, as released: those outside [0, 1] are cut.
+    of its own. The 0.5 to 99.5 percentiles of ``image``, where it is ``valid`` (X, Y, Z), become [0, 1] for
+    the curve and are mapped back. With ``faithful`` the curve meets the z-scored values themselves, as
+    released: those outside [0, 1] are cut.
     """
-    low, high = (0.0, 1.0) if faithful else map(float, np.percentile(image, [0.5, 99.5]))
+    seen = image if valid is None else image[valid]
+    low, high = (0.0, 1.0) if faithful or not seen.size else map(float, np.percentile(seen, [0.5, 99.5]))
     result = np.array(image, dtype=np.float32)
     if high <= low:
         return result

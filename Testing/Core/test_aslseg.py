@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from scipy import ndimage
 
 from SFRCore import api
 from SFRCore.errors import Cancelled, InputError, SFRError
@@ -163,6 +164,16 @@ def test_answers_depend_on_the_prompt_and_not_on_those_beside_it(sam: PromptedSA
     assert not torch.allclose(two[2:], both)
 
 
+def test_what_tuning_adds_begins_as_the_seed_says(tmp_path: Path) -> None:
+    save_foundation_checkpoint(build_foundation("tiny", classes=4, seed=9), tmp_path / "sam.pth")
+
+    def added(seed: int) -> torch.Tensor:
+        sam = build_prompted(str(tmp_path / "sam.pth"), canvas=64, tuning="lora", seed=seed)
+        return torch.cat([p.flatten() for name, p in sam.named_parameters() if "lora_A" in name])
+
+    assert torch.equal(added(1), added(1)) and not torch.equal(added(1), added(2))
+
+
 def test_sam_s_own_mask_tokens_are_kept(tmp_path: Path) -> None:
     save_foundation_checkpoint(build_foundation("tiny", classes=4, seed=9), tmp_path / "sam.pth")
     source = build_foundation(tmp_path / "sam.pth", classes=4)
@@ -252,6 +263,30 @@ def test_corruptions_are_mistakes_of_a_plausible_size() -> None:
         wrong = corrupt(np.random.default_rng(seed), label, 2)
         dice.append(2 * (wrong & label).sum() / (wrong.sum() + label.sum()))
     assert min(dice) > 0.4 and 0.7 < np.mean(dice) < 0.99 and len({round(d, 6) for d in dice}) > 20
+
+
+def test_corruptions_of_slices_leave_their_core() -> None:
+    y, x = np.ogrid[:96, :96]
+    disc = ((y - 48) ** 2 + (x - 48) ** 2 <= 30**2).astype(np.uint8)
+    core = ndimage.distance_transform_edt(disc) > 6
+    for seed in range(60):
+        wrong = corrupt(np.random.default_rng(seed), disc, 2)
+        assert wrong.shape == disc.shape
+        # a hole has a radius of 4 at most
+        assert (wrong.astype(bool) | ~core).mean() > 1 - 60 / disc.size
+        assert 2 * (wrong & disc).sum() / (wrong.sum() + disc.sum()) > 0.8
+
+
+def test_corruptions_reach_over_few_thick_slices_and_not_from_where_the_scan_ends() -> None:
+    label = np.zeros((48, 48, 7), np.uint8)
+    label[10:38, 10:38, 2:] = 1  # from the third slice to the end of the scan
+    firsts = set()
+    for seed in range(80):
+        wrong = corrupt(np.random.default_rng(seed), label, 2, (1.0, 1.0, 6.0))
+        middle = wrong[16:32, 16:32].mean((0, 1)) > 0.5
+        firsts.add(int(middle.argmax()))
+        assert middle[-1], "the last slice is no end of the structure"
+    assert {1, 2, 3} <= firsts <= {0, 1, 2, 3, 4}, "a slice more or less, and shifted by one"
 
 
 def test_the_network_sees_image_and_both_predictions() -> None:

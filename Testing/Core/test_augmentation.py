@@ -123,6 +123,20 @@ def test_slices_are_bent_one_by_one_with_the_asked_probability() -> None:
     assert (whole == whole[:, :, :1]).all()
 
 
+def test_padding_does_not_count_in_the_range_of_the_curve() -> None:
+    image = np.random.default_rng(0).normal(5.0, 1.0, size=(16, 16, 20)).astype(np.float32)
+    valid = np.zeros(image.shape, bool)
+    valid[:, :, 5:10] = True
+    padded = np.where(valid, image, 0).astype(np.float32)
+    bent = bezier_intensity(np.random.default_rng(1), padded, probability=1.0, valid=valid)
+    alone = bezier_intensity(np.random.default_rng(1), padded[:, :, 5:10], per_slice=False, probability=1.0)
+    low, high = np.percentile(image[valid], [0.5, 99.5])
+    assert bent[valid].min() == pytest.approx(low) and bent[valid].max() == pytest.approx(high)
+    assert alone.min() == pytest.approx(low) and alone.max() == pytest.approx(high)
+    nothing = bezier_intensity(np.random.default_rng(1), padded, probability=1.0, valid=np.zeros_like(valid))
+    assert np.isfinite(nothing).all()
+
+
 def test_a_flat_image_stays_as_it_is() -> None:
     flat = np.full((4, 4, 4), 3.0, dtype=np.float32)
     assert np.array_equal(bezier_intensity(np.random.default_rng(0), flat, probability=1.0), flat)

@@ -16,11 +16,12 @@ import torch
 from SFRCore import api
 from SFRCore.errors import Cancelled, InputError
 from SFRCore.foundation.spec import SPECS
+from SFRCore.foundation.tuning import apply_tuning
 from SFRCore.planning import Plan
 from SFRCore.runtime.devices import Device, choose_device
 from SFRCore.settings import Settings
 from SFRCore.stages import estimate as estimation
-from SFRCore.stages import lineage, survey
+from SFRCore.stages import finetune, lineage, survey
 from SFRCore.stages.aslseg_models import adaptation_lineage
 from SFRCore.stages.context import StageContext
 from SFRCore.stages.finetuner import FineTuner
@@ -150,6 +151,19 @@ def test_the_plan_of_a_gpu_goes_on_without_one(study: Study, monkeypatch: pytest
     assert survey.plan_for(study, settings, laptop) == made
     kept = survey.plan_for(study, Settings.of(), laptop)
     assert kept.iterations_retrain == 6000, "one run's wish is not part of the plan"
+
+
+def test_what_tuning_adds_begins_as_the_seed_says(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = []
+
+    def noted(model: Any, method: str, *, seed: int) -> Any:
+        seeds.append(seed)
+        return apply_tuning(model, method, seed=seed)
+
+    monkeypatch.setattr(finetune, "apply_tuning", noted)
+    for seed in (1, 2):
+        api.run_stage(study, "finetune", **(SETTINGS | {"tuning": "lora", "seed": seed}))
+    assert seeds == [1, 2]
 
 
 def test_the_tuning_of_a_gpu_goes_on_without_one(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

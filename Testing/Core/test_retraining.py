@@ -133,6 +133,26 @@ def test_the_weight_of_pseudo_labels_falls_where_that_is_asked_for(
     assert "pseudo_schedule" not in plain.settings, "models that were made before stay valid"
 
 
+def test_a_continued_training_has_its_parent_s_weights_though_its_first_phase_is_empty(study: Study) -> None:
+    here = choose_device("cpu")
+    settings = Settings.of(**(SETTINGS | {"ssl": "bcp"}))
+    context = StageContext(study, settings, plan_for(study, settings, here), here, None)
+    volumes = training_volumes(context)
+    weights: dict[str, Tensor] = {}
+    for _ in range(2):
+        trainer = Retrainer(context, *volumes, total=4, guided=False, parent_weights=weights or None)
+        assert trainer.phases[0] is not trainer.first is trainer.phases[1]
+        before = {name: value.clone() for name, value in trainer.method.student.state_dict().items()}
+        weights = weights or {
+            name: value + 5.0 if value.is_floating_point() else value for name, value in before.items()
+        }
+        trainer.step(0)
+        trainer.close()
+    after = trainer.method.student.state_dict()
+    for name, _ in trainer.method.student.named_parameters():
+        assert torch.allclose(after[name], weights[name], atol=2.0), name
+
+
 def test_a_batch_of_one_is_one_crop_of_each_kind_and_another_model(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,8 +9,10 @@ import torch
 from torch.nn import functional
 
 from SFRCore.errors import InputError
-from SFRCore.ssl import magicnet
+from SFRCore.ssl import get_method, magicnet
+from SFRCore.ssl.contract import MethodContext
 from SFRCore.ssl.cubes import assemble, exchange, grid_of, partition, random_order
+from SFRCore.students import make_student
 from Testing.Core.small_student import CLASSES, at, batch, dice_by_hand, entropy_by_hand, method
 
 CUBE = (8, 8, 8)
@@ -196,3 +198,23 @@ def test_what_does_not_fit_is_refused(patch: Any, options: Any, said: str) -> No
 
 def test_cubes_are_16_long_where_32_does_not_divide_the_patch() -> None:
     assert method("magicnet", patch=(32, 48, 64)).grid == (1, 3, 2)
+
+
+def magic_vnet(patch: tuple[int, int, int], **options: Any) -> Any:
+    def build(**changes: Any) -> Any:
+        return make_student("vnet", **({"in_channels": 1, "classes": 2} | changes))
+
+    return get_method("magicnet")(MethodContext(2, patch, build, options=options))
+
+
+@pytest.mark.parametrize(
+    ("patch", "grid"), [((48, 48, 48), (1, 3, 3)), ((112, 112, 80), (1, 7, 5)), ((48, 48, 80), (3, 3, 1))]
+)
+def test_the_longest_axis_stays_whole_where_cubes_would_be_too_small(patch: Any, grid: Any) -> None:
+    assert magic_vnet(patch).grid == grid
+
+
+def test_cubes_that_the_network_cannot_take_are_named() -> None:
+    with pytest.raises(InputError, match="cubes of 16x16x16: A patch of 16 x 16 x 16") as refused:
+        magic_vnet((48, 48, 48), cube=(16, 16, 16))
+    assert "cube=32,32,32" in refused.value.hint
