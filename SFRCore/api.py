@@ -319,11 +319,13 @@ def _check_outputs(image: Path, outputs: Sequence[Path]) -> None:
 
 def _numbers(context: StageContext, stages: Sequence[str]) -> dict[str, Any]:
     """What the plan event says; predicting alone follows the student's own plan."""
+    from .planning import reasons_for
+
     plan = context.plan
     if tuple(stages) == ("predict",):
         return {"preset": plan.preset, "reasons": []}
     return {
-        "reasons": list(plan.reasons),
+        "reasons": reasons_for(plan, stages, context.settings.input),
         "preset": plan.preset,
         "student": context.student,
         "patch": list(plan.patch),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import traceback
+from pathlib import PurePath
 
 
 class SFRError(Exception):
@@ -50,6 +52,14 @@ class DiskFull(SFRError):
 
     default_code = "disk_full"
     exit_code = 4
+
+
+def described(error: BaseException) -> str:
+    """What an exception that nobody expected says, with the line that raised it: for one who mends code."""
+    said = " ".join(str(error).split())[:300]
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" in {PurePath(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}: {said or 'no message'}{place}"
 
 
 def command_line(*words: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -22,6 +22,8 @@ LARGEST_CPU_PATCH = 64**3
 BYTES_PER_TRAINED_VOXEL = 2400
 """Memory of a V-Net training step for one voxel of one crop, in float32."""
 FEW_ITERATIONS = "Without a GPU, 1000 iterations each are planned instead of the paper's 6000."
+TRAININGS = ("fine-tuning", "re-training")
+STITCHED = "are stitched into"
 RATE = 0.01
 LARGEST_RATE = 0.05
 LEFT_RIGHT_WORDS = ("left", "right", "links", "rechts")
@@ -149,7 +151,7 @@ def make_plan(
     several = StitchLayout(patch, canvas, zoom).canvases
     images = f"{several} images of {canvas} x {canvas}" if several > 1 else f"{canvas} x {canvas}"
     reasons.append(
-        f"{patch[2]} slices of {patch[0]} x {patch[1]} voxels are stitched into {images} pixels"
+        f"{patch[2]} slices of {patch[0]} x {patch[1]} voxels {STITCHED} {images} pixels"
         + (f", each voxel enlarged to {zoom} x {zoom} pixels." if zoom > 1 else ".")
     )
     iterations = _iterations(preset, gpu, reasons)
@@ -179,8 +181,8 @@ def with_settings(plan: Plan, settings: Settings) -> Plan:
     """An earlier plan with the iterations and the batch that this run asks for, and without the reason for
     other iterations.
     """
-    asked = {"fine-tuning": settings.iterations_finetune, "re-training": settings.iterations_retrain}
-    open_still = [name for name, number in asked.items() if not number]
+    asked = (settings.iterations_finetune, settings.iterations_retrain)
+    open_still = [name for name, number in zip(TRAININGS, asked, strict=True) if not number]
     reasons = plan.reasons
     if len(open_still) < len(asked) and FEW_ITERATIONS in reasons:
         own = tuple(FEW_ITERATIONS.replace(" each", f" of {name}") for name in open_still)
@@ -192,6 +194,19 @@ def with_settings(plan: Plan, settings: Settings) -> Plan:
         iterations_retrain=settings.iterations_retrain or plan.iterations_retrain,
         finetune_batch=settings.batch or plan.finetune_batch,
     )
+
+
+def reasons_for(plan: Plan, stages: Collection[str], input: str) -> list[str]:
+    """The plan's reasons that concern these stages, with slices shown to SAM as ``input`` says."""
+    stitches = input == "stitched" and not {"finetune", "pseudolabel", "selective"}.isdisjoint(stages)
+    tunes = not {"finetune", "prompt", "selective"}.isdisjoint(stages)
+    of_tuning, of_student = (FEW_ITERATIONS.replace(" each", f" of {name}") for name in TRAININGS)
+    reasons = []
+    for reason in plan.reasons:
+        if (STITCHED in reason and not stitches) or (reason == of_tuning and not tunes):
+            continue
+        reasons.append(of_student if reason == FEW_ITERATIONS and not tunes else reason)
+    return reasons
 
 
 def _tuples(value: Any) -> Any:

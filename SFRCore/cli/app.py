@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from SFRCore import __version__
 from SFRCore.cli.display import console, print_json
-from SFRCore.errors import Cancelled, DiskFull, OutOfMemory, SFRError
+from SFRCore.errors import Cancelled, DiskFull, OutOfMemory, SFRError, described
 
 EXAMPLE = "\n\n[bold]Example:[/bold]  "
 STUDY_PANEL = "A study and its cases"
@@ -114,8 +114,7 @@ def _explain(error: BaseException) -> SFRError:
             f"The disk is full: {name} could not be written.",
             hint="Free some space and run the command again.",
         )
-    text = " ".join(str(error).split()) or "no message"
-    return SFRError(f"Something unexpected went wrong ({type(error).__name__}: {text[:300]}).", hint=where)
+    return SFRError(f"Something unexpected went wrong ({described(error)}).", hint=where)
 
 
 def main() -> None:

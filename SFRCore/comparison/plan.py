@@ -121,6 +121,15 @@ def comparison_folder(study: Study, name: str) -> Path:
     return study.root / "comparisons" / name
 
 
+def refuse_scoring(cases: str, mode: str) -> None:
+    """Raise InputError for cases or a mode that the trained rows could not be scored with."""
+    from SFRCore.stages.evaluate import refuse_cases
+    from SFRCore.stages.metrics import refuse_mode
+
+    refuse_cases(cases)
+    refuse_mode(mode)
+
+
 def snapshot(study: Study, folder: Path, settings: Settings, cases: str) -> Study:
     """The study in which the rows are trained: the same cases, with the labels as they are now.
 
@@ -134,10 +143,14 @@ def snapshot(study: Study, folder: Path, settings: Settings, cases: str) -> Stud
         if "settings" in before:  # an older SFR had fewer of them
             before["settings"] = _shared(Settings(), study) | before["settings"]
         changed = [key for key, value in now.items() if before.get(key, value) != value]
+        if "settings" in changed:
+            asked, begun = now["settings"], before["settings"]
+            names = [name for name in asked if asked[name] != begun.get(name)]
+            changed[changed.index("settings")] = f"settings ({', '.join(names).replace('_', ' ')})"
         if changed:
             raise InputError(
                 f"The comparison '{folder.name}' was begun with other {' and '.join(changed)}.",
-                hint="Give this one a name of its own (--name), or repeat the settings of before.",
+                hint="Give this one a name of its own (--name), or go back to what it was begun with.",
             )
         return Study.open(folder / STUDY)
     shutil.rmtree(folder, ignore_errors=True)  # a copy that was cut off

@@ -14,12 +14,14 @@ from SFRCore.comparison.plan import (
     Row,
     comparison_folder,
     parse_rows,
+    refuse_scoring,
     refuse_unknown_options,
     settings_of,
     snapshot,
 )
-from SFRCore.comparison.table import Comparison, result_path, tabulate, write_tables
-from SFRCore.errors import Cancelled, InputError, SFRError
+from SFRCore.comparison.shown import Shown
+from SFRCore.comparison.table import Comparison, result_path, write_tables
+from SFRCore.errors import Cancelled, InputError, SFRError, described
 from SFRCore.runtime.files import write_json
 from SFRCore.runtime.jobs import Job
 from SFRCore.runtime.worker import Worker
@@ -55,7 +57,8 @@ def compare(
 
     Returns the table's ``rows``, its ``base``, ``folder`` and ``failed``. Raises InputError where nothing can
     be compared, a row does not fit the study, the study has changed since the comparison was begun, or (code
-    "long_run") the whole would take more than 12 hours without ``yes``.
+    "long_run") the whole would take more than 12 hours without ``yes``. Rows and seeds of before stay in the
+    table; their base too, unless it is named or all rows are.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("A comparison runs in one process.", hint="Start it without accelerate launch.")
@@ -65,18 +68,23 @@ def compare(
     settings = Settings.of(**options)
     rows = parse_rows(ssl, settings.recipe)
     refuse_unknown_options(rows, settings)
-    first = parse_rows([base], settings.recipe)[0] if base else rows[0]
-    if first not in rows:
-        raise InputError(f"The base '{base}' is not one of the rows.", hint="Name it in --ssl as well.")
+    refuse_scoring(cases, mode)
+    folder = comparison_folder(study, name)
+    shown = Shown.of(folder, rows, parse_rows([base], settings.recipe)[0] if base else None)
     if not any(case.reference for case in study.cases.values()):
         raise InputError(
             "No case has a reference to score against.", hint="Give references with 'sfr init --labels'."
         )
     wanted = [(row, seed) for seed in range(first_seed, first_seed + seeds) for row in rows]
-    folder = comparison_folder(study, name)
     scored = f"{cases} cases, {mode} mode"
     failed: dict[str, str] = {}
-    with Worker(study.root, STAGE, {"rows": [row.key for row in rows], "seeds": seeds}) as worker:
+
+    def table() -> Comparison:
+        return shown.table(folder, _seeds(wanted), scored, failed)
+
+    asked = {"rows": [row.key for row in rows], "seeds": seeds, "first_seed": first_seed, "cases": cases}
+    asked |= {key: value for key, value in settings.to_dict().items() if key not in ("recipe", "ssl", "seed")}
+    with Worker(study.root, STAGE, {"settings": asked}) as worker:
         worker.stage = STAGE
         tell = _teller(worker, on_event)
         begun = (folder / DESCRIPTION).is_file()
@@ -96,20 +104,30 @@ def compare(
                     _train(copy, folder, row, settings_of(row, settings, seed), cases, mode, watched)
                 except Cancelled:
                     raise
-                except SFRError as error:
-                    if error.exit_code == 4:
+                except (OSError, MemoryError):
+                    raise
+                except Exception as error:  # a method's own mistake is no reason to end the others
+                    if isinstance(error, SFRError) and error.exit_code == 4:
                         raise
-                    failed[row.key] = error.message
-                    tell({"event": "warning", "message": f"{row.title} is left out: {error.message}"})
+                    message, hint = reason_of(error)
+                    failed[row.key] = message
+                    tell({"event": "warning", "message": f"{row.title} is left out: {message}", "hint": hint})
                 trained += 1
             left = len(wanted) - number - 1
             eta = {"eta_s": (time.monotonic() - begin) / trained * left} if trained else {}
             tell({"event": "progress", "step": number + 1, "total": len(wanted), "doing": row.title, **eta})
-            write_tables(folder, _table(folder, rows, wanted, first, scored), rows, _seeds(wanted))
-        table = _table(folder, rows, wanted, first, scored)
-    if failed and not any(line["seeds"] for line in table.lines):
+            write_tables(folder, table(), shown.rows)
+        whole = table()
+    if failed and not any(line["seeds"] for line in whole.lines):
         raise InputError(f"No row could be trained: {next(iter(failed.values()))}")
-    return table.to_dict() | {"folder": str(folder), "failed": failed}
+    return whole.to_dict() | {"folder": str(folder), "failed": failed}
+
+
+def reason_of(error: Exception) -> tuple[str, str]:
+    """Message and hint of what ended the training of a row."""
+    if isinstance(error, SFRError):
+        return error.message, error.hint
+    return f"The program failed unexpectedly ({described(error)}).", ""
 
 
 def _refuse_long(
@@ -178,12 +196,6 @@ class SharedTime:
             begin = self._begin.setdefault(stage, time.perf_counter())
             self.seconds[stage] = time.perf_counter() - begin
         self._listener(event)
-
-
-def _table(
-    folder: Path, rows: Sequence[Row], wanted: Sequence[tuple[Row, int]], base: Row, scored: str
-) -> Comparison:
-    return tabulate(folder, rows, _seeds(wanted), base, scored)
 
 
 def _seeds(wanted: Sequence[tuple[Row, int]]) -> list[int]:

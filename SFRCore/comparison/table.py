@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ MEASURES = {
     "hd95": "95HD",
     "asd": "ASD",
 }
+DISTANCES = ("hd95", "asd")
 RESAMPLES = 10_000
 FEWEST_CASES = 6
 """Below this many cases a signed-rank test cannot become significant."""
@@ -32,19 +34,70 @@ FEWEST_CASES = 6
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison as it stands: ``lines``, one a row, of plain values, and what was scored."""
+    """A comparison as it stands: ``lines``, one a row, of plain values, and what was scored; ``unit`` is that
+    of distances.
+    """
 
     name: str
     base: str
     lines: list[dict[str, Any]]
     scored: str
+    unit: str = "voxel"
 
     def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "base": self.base, "scored": self.scored, "rows": self.lines}
+        return {
+            "name": self.name,
+            "base": self.base,
+            "scored": self.scored,
+            "unit": self.unit,
+            "rows": self.lines,
+        }
+
+    def heads(self) -> list[str]:
+        """The heads of the table's columns."""
+        measures = [f"{head} ({self.unit})" if name in DISTANCES else head for name, head in MEASURES.items()]
+        return ["Method", *measures, f"Difference in Dice to {self.base}", "p", "Seeds"]
+
+    def cells(self, line: Mapping[str, Any]) -> list[str]:
+        """The texts of a line; a dagger where distances are missing from a mean."""
+        cells = [str(line["row"])]
+        for measure in MEASURES:
+            factor = 100 if measure in ("dice", "jaccard") else 1
+            text = with_deviation(line[measure], line[f"{measure}_std"], factor)
+            cells.append(text + " †" if measure in DISTANCES and line.get("undefined_distances") else text)
+        seeds = "left out" if line.get("left_out") and not line["seeds"] else str(len(line["seeds"]))
+        return [*cells, difference_text(line), p_text(line), seeds]
+
+    def notes(self) -> list[str]:
+        """What stands beneath the table: distances that are missing, rows that could not be trained."""
+        missing = [
+            f"{line['row']} {line['undefined_distances']} of {line['distances']}"
+            for line in self.lines
+            if line.get("undefined_distances")
+        ]
+        notes = []
+        if missing:
+            notes.append(
+                "† Where a structure was not found there is no distance, and the mean leaves it out; do not "
+                f"take it for a better one: {', '.join(missing)}."
+            )
+        notes += [
+            f"{line['row']} could not be trained: {line['left_out']}"
+            for line in self.lines
+            if line.get("left_out")
+        ]
+        return notes
 
 
-def tabulate(folder: Path, rows: Sequence[Row], seeds: Sequence[int], base: Row, scored: str) -> Comparison:
-    """The table from the results that are there.
+def tabulate(
+    folder: Path,
+    rows: Sequence[Row],
+    seeds: Sequence[int],
+    base: Row,
+    scored: str,
+    left_out: Mapping[str, str] | None = None,
+) -> Comparison:
+    """The table from the results that are there; ``left_out`` says by key why a row could not be trained.
 
     Of every row: mean and standard deviation over seeds of each measure (the mean over structures of the
     mean over cases), and the paired difference of Dice to ``base``: every case's mean over the seeds that
@@ -62,10 +115,16 @@ def tabulate(folder: Path, rows: Sequence[Row], seeds: Sequence[int], base: Row,
             line[measure] = float(known.mean()) if known.size else None
             line[f"{measure}_std"] = float(known.std(ddof=1)) if known.size > 1 else None
             line[f"{measure}_by_seed"] = values
+        structures = [means for one in done.values() for means in one["scores"]["structures"].values()]
+        line["undefined_distances"] = sum(means.get("undefined_distances", 0) for means in structures)
+        line["distances"] = sum(means.get("cases", 0) for means in structures)
         line["minutes"] = _minutes(done, list(results.values()))
+        if left_out and row.key in left_out:
+            line["left_out"] = left_out[row.key]
         line |= _difference(done, results[base]) if row != base else {}
         lines.append(line)
-    return Comparison(folder.name, base.title, lines, scored)
+    units = {result["scores"].get("unit", "voxel") for done in results.values() for result in done.values()}
+    return Comparison(folder.name, base.title, lines, scored, *sorted(units)[:1])
 
 
 def _minutes(done: Mapping[int, Any], rows: Sequence[Mapping[int, Any]]) -> float | None:
@@ -81,11 +140,11 @@ def _minutes(done: Mapping[int, Any], rows: Sequence[Mapping[int, Any]]) -> floa
     return float(np.mean(seconds)) / 60
 
 
-def write_tables(folder: Path, comparison: Comparison, rows: Sequence[Row], seeds: Sequence[int]) -> None:
+def write_tables(folder: Path, comparison: Comparison, rows: Sequence[Row]) -> None:
     """``table.md``, ``table.csv``, ``cases.csv`` (a line a row, seed, case and structure), ``table.json``."""
     write_text(folder / "table.md", markdown(comparison))
     write_text(folder / "table.csv", _csv(comparison.lines))
-    write_text(folder / "cases.csv", _csv(list(_by_case(folder, rows, seeds))))
+    write_text(folder / "cases.csv", _csv(list(_by_case(folder, rows))))
     write_json(folder / TABLE, comparison.to_dict())
 
 
@@ -96,7 +155,13 @@ def read_comparisons(study: Study) -> list[Comparison]:
         try:
             table = read_json(path)
             found.append(
-                Comparison(path.parent.name, str(table["base"]), list(table["rows"]), str(table["scored"]))
+                Comparison(
+                    path.parent.name,
+                    str(table["base"]),
+                    list(table["rows"]),
+                    str(table["scored"]),
+                    str(table.get("unit", "voxel")),
+                )
             )
         except (SFRError, KeyError, TypeError):
             continue
@@ -105,17 +170,12 @@ def read_comparisons(study: Study) -> list[Comparison]:
 
 def markdown(comparison: Comparison) -> str:
     """The table for people: Dice and Jaccard in %, distances in the unit that was scored."""
-    heads = ["Method", *MEASURES.values(), f"Difference in Dice to {comparison.base}", "p", "Seeds"]
+    heads = comparison.heads()
     lines = [f"Scored: {comparison.scored}. Mean ± standard deviation over seeds.", ""]
     lines.append("| " + " | ".join(heads) + " |")
     lines.append("|---|" + "---|" * (len(heads) - 1))
-    for line in comparison.lines:
-        cells = [line["row"]]
-        for measure in MEASURES:
-            factor = 100 if measure in ("dice", "jaccard") else 1
-            cells.append(with_deviation(line[measure], line[f"{measure}_std"], factor))
-        cells += [difference_text(line), p_text(line), str(len(line["seeds"])) or "–"]
-        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["| " + " | ".join(comparison.cells(line)) + " |" for line in comparison.lines]
+    lines += [text for note in comparison.notes() for text in ("", note)]
     return "\n".join(lines) + "\n"
 
 
@@ -195,11 +255,18 @@ def _dice_by_case(results: Mapping[int, Any], seeds: Sequence[int]) -> dict[str,
     return {case: float(np.mean(each)) for case, each in values.items() if len(each) == len(seeds)}
 
 
-def _by_case(folder: Path, rows: Sequence[Row], seeds: Sequence[int]) -> list[dict[str, Any]]:
+def seeds_of(folder: Path, row: Row) -> list[int]:
+    """The seeds of which the row has a result."""
+    names = (path.name for path in (folder / RESULTS).glob(f"{row.key}-*.json"))
+    matches = (re.fullmatch(rf"{re.escape(row.key)}-(\d+)\.json", name) for name in names)
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def _by_case(folder: Path, rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [
         {"recipe": row.recipe, "ssl": row.ssl, "seed": seed, "case": case, "structure": structure, **scores}
         for row in rows
-        for seed, result in _results(folder, row, seeds).items()
+        for seed, result in _results(folder, row, seeds_of(folder, row)).items()
         for case, entry in result["scores"]["cases"].items()
         for structure, scores in entry["structures"].items()
     ]

@@ -7,8 +7,9 @@ from html import escape
 from matplotlib.figure import Figure
 
 from SFRCore.comparison.plan import Row
-from SFRCore.comparison.table import MEASURES, Comparison, difference_text, p_text, with_deviation
+from SFRCore.comparison.table import Comparison
 from SFRCore.report.figures import GREY, GRID, INK, SERIES, data_uri
+from SFRCore.report.history import without_paths
 from SFRCore.report.markup import picture, table
 
 
@@ -19,21 +20,15 @@ def comparison_section(comparisons: list[Comparison]) -> str:
 
 
 def _one(comparison: Comparison) -> str:
-    heads = ["Method", *MEASURES.values(), f"Difference in Dice to {escape(comparison.base)}", "p", "Seeds"]
-    rows = []
-    for line in comparison.lines:
-        measures = [
-            with_deviation(line[name], line[f"{name}_std"], 100 if name in ("dice", "jaccard") else 1)
-            for name in MEASURES
-        ]
-        cells = [line["row"], *measures, difference_text(line), p_text(line), str(len(line["seeds"]))]
-        rows.append([escape(cell) for cell in cells])
+    heads = [escape(head) for head in comparison.heads()]
+    rows = [[escape(cell) for cell in comparison.cells(line)] for line in comparison.lines]
+    notes = "".join(f'<p class="soft">{escape(without_paths(note))}</p>' for note in comparison.notes())
     drawn = picture(seeds_picture(comparison), "Dice of every method: a dot a seed, a bar at their mean")
     return (
         f'<div class="box"><h3>{escape(comparison.name)}</h3><p class="soft">Scored: '
         f"{escape(comparison.scored)}. Mean ± standard deviation over seeds; differences are paired by case, "
         "with a 95 % bootstrap interval and Wilcoxon's signed-rank test.</p>"
-        f"{table(heads, rows)}{drawn}</div>"
+        f"{table(heads, rows)}{notes}{drawn}</div>"
     )
 
 

@@ -21,6 +21,7 @@ from SFRCore.runtime.runs import RunFolder, run_folders
 PRIVATE_KEYS = {"pid", "host", "hostname", "user", "python", "argv", "env", "cwd", "path", "log", "boot"}
 NOT_A_LOSS = {"time", "step", "total", "eta_s", "rate", "step_in_phase", "phase_total"}
 MOST_POINTS = 800
+COMPARE = "compare"
 ABSOLUTE_PATH = re.compile(
     r"(?:[A-Za-z]:[\\/]|\\\\|(?<![\w.])~?/(?=\S))"  # C:\ or C:/, \\server, / or ~/
     r"(?:[^\n]*[\\/])?(?:[^\n\\/]*\.(?:nrrd|nii|gz|mha|mhd|dcm|ima|json|png|txt)\b|[^\s'\"\\/]*)"
@@ -104,7 +105,8 @@ def read_history(study_root: Path, run: str | None = None, *, known_paths: Itera
     stages: dict[str, StageRecord] = {}
     warnings: dict[str, None] = {}
     for record, events in records:
-        _follow(stages, events, record.state)
+        if record.command != COMPARE:  # its stages are of the comparison's models, not of the study's
+            _follow(stages, events, record.state)
         for event in events:
             if event.get("event") == "warning" and event.get("message"):
                 said = f"{event['message']} {event.get('hint') or ''}".strip()

@@ -16,7 +16,7 @@ from types import FrameType, TracebackType
 from typing import Any, ClassVar
 
 import SFRCore
-from SFRCore.errors import Cancelled, InputError, SFRError
+from SFRCore.errors import Cancelled, InputError, SFRError, described
 from SFRCore.runtime.events import EventLog
 from SFRCore.runtime.files import is_disk_full, write_bytes, write_json
 from SFRCore.runtime.locks import FileLock, is_held
@@ -247,9 +247,8 @@ def explain(error: BaseException, log: Path) -> dict[str, str]:
             "message": f"The disk that holds {log.parent} is full.",
             "hint": "Free some space and run again; what was finished is kept.",
         }
-    said = " ".join(str(error).split())[:300]
     return {
         "code": "error",
-        "message": f"The program failed unexpectedly ({type(error).__name__}: {said}).",
+        "message": f"The program failed unexpectedly ({described(error)}).",
         "hint": f"The details are in {log}.",
     }

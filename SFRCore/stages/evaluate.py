@@ -114,11 +114,16 @@ def _chosen(study: Study, cases: str) -> list[Case]:
         "unlabeled": study.unlabeled_cases,
         "all": lambda: study.test_cases() + study.unlabeled_cases(),
     }
-    if cases not in chosen:
-        raise InputError(
-            f"'{cases}' does not name cases to evaluate.", hint=f"Choose one of: {', '.join(chosen)}."
-        )
+    refuse_cases(cases)
     return chosen[cases]()
+
+
+def refuse_cases(cases: str) -> None:
+    """Raise InputError unless ``cases`` names some to evaluate."""
+    if cases not in CASES:
+        raise InputError(
+            f"'{cases}' does not name cases to evaluate.", hint=f"Choose one of: {', '.join(CASES)}."
+        )
 
 
 def _asked(kind: str, recipe: str | None, ssl: str | None) -> str | None:

@@ -53,8 +53,7 @@ def case_scores(
             "they cannot be compared.",
             hint="Give a reference that was drawn on the same image.",
         )
-    if mode not in ("strict", "official"):
-        raise InputError(f"There is no way of scoring called '{mode}'.", hint="Choose strict or official.")
+    refuse_mode(mode)
     if spacing is not None and (len(spacing) != prediction.ndim or not all(s > 0 for s in spacing)):
         raise InputError(f"A spacing of {spacing} does not fit an image with {prediction.ndim} axes.")
     values = range(1, classes) if isinstance(classes, int) else [int(value) for value in classes]
@@ -67,6 +66,12 @@ def surface(mask: BoolArray) -> BoolArray:
     """Voxels of ``mask`` (X, Y, Z) with a face neighbour outside of it or outside of the array."""
     eroded = ndimage.binary_erosion(mask, structure=ndimage.generate_binary_structure(mask.ndim, 1))
     return np.asarray(mask ^ eroded, dtype=bool)
+
+
+def refuse_mode(mode: str) -> None:
+    """Raise InputError unless ``mode`` is a way of scoring."""
+    if mode not in ("strict", "official"):
+        raise InputError(f"There is no way of scoring called '{mode}'.", hint="Choose strict or official.")
 
 
 def _structure_scores(

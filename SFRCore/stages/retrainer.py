@@ -31,6 +31,7 @@ from ..ssl.contract import (
     MethodContext,
     Phase,
     Progress,
+    Step,
     phase_lengths,
     progress_at,
     pseudo_label_loss,
@@ -107,6 +108,11 @@ class Retrainer:
         guided = progress.phase.pseudo_labels != "none"
         with device.autocast():
             done = self.optimisation.model(batch, progress)
+        if not isinstance(done, Step):
+            raise InputError(
+                f"The method {self.method.name} gave back a {type(done).__name__} from its step.",
+                hint="It must be a Step, of SFRCore.ssl.contract.",
+            )
         loss = done.loss.float()
         parts = {name: value for name, value in done.parts.items()}
         weight = self.method.context.pseudo_weight_at(progress)

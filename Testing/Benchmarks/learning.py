@@ -28,9 +28,7 @@ FURTHER_SEEDS = 2
 
 def main() -> None:
     arguments = _arguments()
-    from SFRCore import Study, api
-    from SFRCore.comparison.plan import comparison_folder, parse_rows
-    from SFRCore.comparison.table import markdown, tabulate, write_tables
+    from SFRCore import api
     from SFRCore.ssl import available_methods
 
     study = make_study(arguments.data, arguments.output / "study")
@@ -42,23 +40,26 @@ def main() -> None:
         "device": arguments.device,
         "on_event": _say,
     }
-    first = api.compare(study, methods, seeds=1, **shared)
-    dice = {line["ssl"]: line["dice"] for line in first["rows"]}
+    first = api.compare(study, methods, seeds=1, base=BASE, **shared)
+    dice = {line["ssl"]: _of_first_seed(line) for line in first["rows"]}
     below = [name for name in methods if dice[name] is not None and dice[name] < dice[BASE]]
     if below:
         api.compare(study, [BASE, *below], first_seed=2, seeds=FURTHER_SEEDS, **shared)
 
-    folder = comparison_folder(Study.open(study.root), "learning")
-    rows, seeds = parse_rows(methods, "baseline"), list(range(1, 2 + FURTHER_SEEDS))
-    table = tabulate(folder, rows, seeds, rows[methods.index(BASE)], "test cases, strict mode")
-    write_tables(folder, table, rows, seeds)
+    folder = Path(first["folder"])
     arguments.measured.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(folder / "table.csv", arguments.measured / "table.csv")
-    text = markdown(table) + explained(folder, below, arguments.measured / "explanations.json")
+    text = (folder / "table.md").read_text(encoding="utf-8") + explained(
+        folder, below, arguments.measured / "explanations.json"
+    )
     (arguments.measured / "table.md").write_text(text, encoding="utf-8")
     print(text)
     for name, reason in first["failed"].items():
         print(f"{name} was not trained: {reason}")
+
+
+def _of_first_seed(line: dict[str, Any]) -> float | None:
+    return line["dice_by_seed"][line["seeds"].index(1)] if 1 in line["seeds"] else None
 
 
 def explained(folder: Path, below: list[str], path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from collections.abc import Iterator
@@ -27,10 +28,45 @@ def with_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[st
     (tmp_path / "methods" / "entropy.py").write_text(code, encoding="utf-8")
     monkeypatch.setattr(ssl, "__path__", [*ssl.__path__, str(tmp_path / "methods")])
     monkeypatch.setattr(vnet, "_CHANNELS", (2, 4, 4, 8, 8))
-    available_methods.cache_clear()
+    ssl.scan.cache_clear()
     yield code
     sys.modules.pop("SFRCore.ssl.entropy", None)
-    available_methods.cache_clear()
+    ssl.scan.cache_clear()
+
+
+MISTAKES = {
+    "b_syntax": ("def step(:\n", r"SyntaxError: .*\."),
+    "b_raises": ("1 / 0\n", r"ZeroDivisionError: division by zero in b_raises\.py, line 1"),
+    "b_nameless": (
+        "from SFRCore.ssl.contract import Method\nclass Own(Method):\n    source = ''\nMETHOD = Own\n",
+        "the class Own has no name and no description",
+    ),
+    "b_other": ("METHOD = 'entropy'\n", "METHOD is not a class made from"),
+    "b_twice": (
+        "from SFRCore.ssl.mean_teacher import MeanTeacher\nclass Own(MeanTeacher):\n    pass\nMETHOD = Own\n",
+        "its method is called mean_teacher",
+    ),
+}
+
+
+def test_a_file_that_cannot_be_used_is_named_and_stops_no_other(with_example: str) -> None:
+    folder = Path(ssl.__path__[-1])
+    for name, (code, _) in MISTAKES.items():
+        (folder / f"{name}.py").write_text(code, encoding="utf-8")
+    (folder / "c_without.py").write_text("HELPER = 1\n", encoding="utf-8")
+    importlib.invalidate_caches()
+    ssl.scan.cache_clear()
+    assert {"entropy", "supervised"} <= set(available_methods()) and len(available_methods()) == 20
+    for name, (_, said) in MISTAKES.items():
+        with pytest.raises(InputError, match=rf"SFRCore/ssl/{name}\.py cannot be used: .*{said}") as refused:
+            get_method(name)
+        assert "adding-a-method" in refused.value.hint
+    assert get_method("mean_teacher").__name__ == "MeanTeacher"
+    with pytest.raises(InputError, match=r"c_without\.py has no method"):
+        get_method("c_without")
+    with pytest.raises(InputError, match="'nothing' is not known") as unknown:
+        get_method("nothing")
+    assert "b_syntax.py" in unknown.value.hint and "entropy" in unknown.value.hint
 
 
 def test_the_example_is_short_and_found(with_example: str) -> None:

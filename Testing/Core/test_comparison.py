@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +25,11 @@ from SFRCore.comparison.table import markdown, result_path, tabulate
 from SFRCore.errors import Cancelled, InputError
 from SFRCore.foundation.spec import SPECS
 from SFRCore.report import write_report
+from SFRCore.report.history import read_history
 from SFRCore.runtime.files import write_json
 from SFRCore.runtime.jobs import Job
 from SFRCore.settings import Settings
+from SFRCore.ssl.mean_teacher import MeanTeacher
 from SFRCore.students import vnet
 from SFRCore.study import Study
 
@@ -302,6 +305,104 @@ def test_a_row_that_fails_later_keeps_what_it_had(study: Study, monkeypatch: pyt
     monkeypatch.setattr(running, "_train", trained)
     done = api.compare(study, ["baseline/ua_mt"], seeds=2, **SETTINGS)
     assert done["failed"] == {"baseline-ua_mt": "The volume is gone."} and done["rows"][0]["seeds"] == [1]
+
+
+def test_a_method_with_a_mistake_does_not_end_the_others(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[dict[str, Any]] = []
+    taught = MeanTeacher.step
+    for wrong, reason in (
+        (lambda self, *_: self.nothing_of_that_name, r"AttributeError: .*nothing_of_that_name.*, line \d+"),
+        (lambda self, *_: {}, "gave back a dict from its step"),
+    ):
+        monkeypatch.setattr(MeanTeacher, "step", wrong)
+        rows = ["baseline/mean_teacher", "baseline/supervised"]
+        done = api.compare(study, rows, seeds=1, on_event=said.append, **SETTINGS)
+        assert re.search(reason, done["failed"]["baseline-mean_teacher"])
+        assert [line["seeds"] for line in done["rows"]] == [[], [1]]
+        table = (Path(done["folder"]) / "table.md").read_text(encoding="utf-8")
+        assert "| left out |" in table and re.search(f"mean_teacher could not be trained: .*{reason}", table)
+        assert re.search(reason, write_report(study).read_text(encoding="utf-8"))
+    assert any("left out" in event.get("message", "") for event in said)
+    monkeypatch.setattr(MeanTeacher, "step", taught)
+    done = api.compare(study, ["baseline/mean_teacher", "baseline/supervised"], seeds=1, **SETTINGS)
+    assert not done["failed"] and "left out" not in (Path(done["folder"]) / "table.md").read_text()
+
+
+def test_a_full_disk_ends_a_comparison(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(running, "_train", full)
+    with pytest.raises(OSError, match="No space"):
+        api.compare(study, ["baseline/supervised", "baseline/mean_teacher"], seeds=1, **SETTINGS)
+
+
+def test_naming_one_row_more_keeps_those_of_before(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(copy: Study, folder: Path, row: Row, settings: Settings, *_: object) -> None:
+        if row.ssl == "cps":
+            raise InputError("It does not fit.")
+        scores = scores_of({"c": {"supervised": 0.5, "mean_teacher": 0.6}.get(row.ssl, 0.7)})
+        write_json(result_path(folder, row, settings.seed), {"scores": scores, "seconds": 1.0})
+
+    monkeypatch.setattr(running, "_train", trained)
+    first = ["baseline/mean_teacher", "baseline/supervised", "baseline/cps"]
+    api.compare(study, first, seeds=2, base="baseline/supervised", **SETTINGS)
+    added = api.compare(study, ["baseline/ua_mt"], seeds=1, **SETTINGS)
+    assert [line["row"] for line in added["rows"]] == ["mean_teacher", "supervised", "cps", "ua_mt"]
+    assert [line["seeds"] for line in added["rows"]] == [[1, 2], [1, 2], [], [1]]
+    assert added["base"] == "supervised" and added["rows"][3]["difference"] == pytest.approx(0.2)
+    assert added["rows"][2]["left_out"] == "It does not fit." and not added["failed"]
+    with (Path(added["folder"]) / "cases.csv").open() as lines:
+        assert len(list(csv.DictReader(lines))) == 5
+    other = api.compare(study, ["baseline/ua_mt"], seeds=1, base="baseline/mean_teacher", **SETTINGS)
+    assert other["base"] == "mean_teacher", "a base may be a row of before"
+    turned = ["baseline/ua_mt", *reversed(first)]
+    whole = api.compare(study, turned, seeds=1, **SETTINGS)
+    assert [f"baseline/{line['row']}" for line in whole["rows"]] == turned and whole["base"] == "ua_mt"
+    with pytest.raises(InputError, match="not one of the rows"):
+        api.compare(study, ["baseline/ua_mt"], seeds=1, base="baseline/ict", **SETTINGS)
+
+
+def test_what_cannot_be_scored_is_refused_before_it_is_trained(study: Study) -> None:
+    for wrong, said in (({"cases": "foo"}, "'foo' does not name cases"), ({"mode": "mild"}, "'mild'")):
+        with pytest.raises(InputError, match=said):
+            api.compare(study, ["baseline/supervised"], seeds=1, **wrong, **SETTINGS)
+    assert not comparison_folder(study, "methods").exists()
+
+
+def test_other_settings_are_named(study: Study) -> None:
+    folder = comparison_folder(study, "methods")
+    snapshot(study, folder, Settings.of(**SETTINGS), "test cases")
+    other = Settings.of(**(SETTINGS | {"iterations_retrain": 3, "pseudo_weight": 0.5}))
+    with pytest.raises(InputError, match=r"other settings \(iterations retrain, pseudo weight\)"):
+        snapshot(study, folder, other, "test cases")
+
+
+def test_a_distance_that_is_missing_is_marked(tmp_path: Path) -> None:
+    one, two = Row("baseline", "supervised"), Row("baseline", "ua_mt")
+    for row, undefined in ((one, 0), (two, 3)):
+        scores = scores_of({"a": 0.5, "b": 0.5})
+        scores["unit"] = "mm"
+        for means in scores["structures"].values():
+            means |= {"hd95": 4.0, "asd": None, "cases": 4, "undefined_distances": undefined}
+        write_json(result_path(tmp_path, row, 1), {"scores": scores, "seconds": 1.0})
+    table = tabulate(tmp_path, [one, two], [1], one, "test cases")
+    text = markdown(table)
+    assert "| 95HD (mm) | ASD (mm) |" in text
+    lines = {line.split(" |")[0]: line for line in text.splitlines()}
+    assert "| 4.00 |" in lines["| supervised"] and "| 4.00 † | – † |" in lines["| ua_mt"]
+    structures = len(scores["structures"])
+    assert f"ua_mt {3 * structures} of {4 * structures}." in text and "supervised 0" not in text
+
+
+def test_the_stages_of_a_comparison_are_not_those_of_the_study(study: Study) -> None:
+    api.compare(study, ["sfr/supervised", "sfr/mean_teacher"], seeds=1, **SETTINGS)
+    history = read_history(study.root)
+    assert not history.stages and history.runs[-1].command == "compare"
+    settings = history.runs[-1].settings
+    assert settings["iterations_retrain"] == 2 and settings["rows"] == ["sfr-supervised", "sfr-mean_teacher"]
 
 
 def test_the_command_prints_the_table(study: Study) -> None:

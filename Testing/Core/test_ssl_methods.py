@@ -16,6 +16,7 @@ from SFRCore.ssl.contract import Batch, Method, MethodContext, Phase, Progress, 
 from SFRCore.ssl.losses import dice_loss, segmentation_loss
 from SFRCore.students import make_student
 from SFRCore.students.student import Student
+from Testing import methods_page
 
 PATCH = (16, 16, 16)
 CLASSES = 3
@@ -466,3 +467,9 @@ def test_a_step_with_v_net() -> None:
     step.loss.backward()
     assert torch.isfinite(step.loss)
     assert dice_loss(step.unlabeled_logits[0].softmax(1), one.pseudo_labels.clamp(max=1)) < 1  # type: ignore[union-attr]
+
+
+def test_the_page_of_methods_is_up_to_date() -> None:
+    assert methods_page.PAGE.read_text(encoding="utf-8") == methods_page.page(), (
+        "python Testing/methods_page.py"
+    )
