@@ -29,7 +29,7 @@ MEASURES = {
 DISTANCES = ("hd95", "asd")
 RESAMPLES = 10_000
 FEWEST_CASES = 6
-"""Below this many cases a signed-rank test cannot become significant."""
+"""Below this many cases a signed-rank test cannot become significant, nor an interval be trusted."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def tabulate(
     Of every row: mean and standard deviation over seeds of each measure (the mean over structures of the
     mean over cases), and the paired difference of Dice to ``base``: every case's mean over the seeds that
     both rows have, with a 95 % bootstrap interval over the cases and the p-value of Wilcoxon's signed-rank
-    test (None below six cases).
+    test (both None below six cases).
     """
     results = {row: _results(folder, row, seeds) for row in rows}
     lines = []
@@ -191,8 +191,8 @@ def difference_text(line: Mapping[str, Any]) -> str:
     """ "+1.20 [+0.31, +2.05]" in percent points, or "–"."""
     if line.get("difference") is None:
         return "–"
-    low, high = line["difference_interval"]
-    interval = f" [{100 * low:+.2f}, {100 * high:+.2f}]" if low < high else ""  # one case has none
+    found = line["difference_interval"]
+    interval = f" [{100 * found[0]:+.2f}, {100 * found[1]:+.2f}]" if found else ""
     return f"{100 * line['difference']:+.2f}{interval}"
 
 
@@ -231,7 +231,7 @@ def _difference(done: Mapping[int, Any], base: Mapping[int, Any]) -> dict[str, A
     low, high = np.quantile(differences[drawn].mean(1), (0.025, 0.975))
     return {
         "difference": float(differences.mean()),
-        "difference_interval": [float(low), float(high)],
+        "difference_interval": [float(low), float(high)] if len(cases) >= FEWEST_CASES else None,
         "p": _signed_rank(differences),
     }
 

@@ -21,7 +21,7 @@ from SFRCore import api
 from SFRCore.cli import app
 from SFRCore.comparison import Row, parse_rows, read_comparisons, running
 from SFRCore.comparison.plan import comparison_folder, refuse_unknown_options, settings_of, snapshot
-from SFRCore.comparison.table import markdown, result_path, tabulate
+from SFRCore.comparison.table import difference_text, markdown, result_path, tabulate
 from SFRCore.errors import Cancelled, InputError
 from SFRCore.foundation.spec import SPECS
 from SFRCore.report import write_report
@@ -278,7 +278,14 @@ def test_differences_are_paired_by_case(tmp_path: Path) -> None:
     assert line["p"] == pytest.approx(wilcoxon(differences).pvalue)
     assert "difference" not in table.lines[0] and line["hd95"] is None and line["minutes"] == 1.0
     text = markdown(table)
-    assert f"{100 * differences.mean():+.2f}" in text and "| – |" in text
+    assert f"{100 * differences.mean():+.2f} [" in text and "| – |" in text
+    for row, of_row in zip((base, other), values, strict=True):
+        for seed, of_seed in enumerate(of_row):
+            dice = {f"c{index}": float(value) for index, value in enumerate(of_seed[:5])}
+            write_json(result_path(tmp_path, row, seed), {"scores": scores_of(dice), "seconds": 60.0})
+    few = tabulate(tmp_path, [base, other], [0, 1], base, "test cases").lines[1]
+    assert few["difference"] is not None and few["difference_interval"] is few["p"] is None
+    assert difference_text(few) == f"{100 * few['difference']:+.2f}", "five cases"
 
 
 def test_a_fine_tuning_counts_for_every_row_that_needs_it(tmp_path: Path) -> None:
