@@ -32,8 +32,8 @@ class MagicNet(TaughtMethod):
     class is.
 
     ``cube`` in voxels (None: 32 a side, 16 where 32 does not divide the patch, the longest axis whole where
-    all would be 16); ``within_from`` and ``blend_after`` are fractions of the training, by default those for
-    BTCV. On MACT the released code adds *within* from 0.4 on, when w is at its largest, and never blends
+    all would be 16 or the patch is one cube); ``within_from`` and ``blend_after`` are fractions of the
+    training, by default those for BTCV. On MACT the released code adds *within* from 0.4 on, when w is at its largest, and never blends
     (``blend_after=1``) as w is then asked to be larger still. The student has instance norm and no dropout.
     Released for 70000 iterations with a polynomial learning rate (BTCV), or 30000 with a tenth after each
     12000 (MACT): the presets of these data sets have these schedules, those of others replace them.
@@ -97,12 +97,13 @@ class MagicNet(TaughtMethod):
 
     def _standard_cube(self) -> list[int]:
         """Edges of 32, or 16 where that does not divide the patch; where all are 16, too small for instance
-        norm, the longest axis stays whole.
+        norm, or the patch is one such cube, 16 with the longest axis whole.
         """
         patch = self.context.patch
         cube = [32 if side % 32 == 0 else 16 for side in patch]
-        if cube == [16] * 3:
+        if cube in ([16] * 3, list(patch)):
             longest = max(range(3), key=lambda axis: patch[axis])
+            cube = [16] * 3
             cube[longest] = patch[longest]
         return cube
 

@@ -208,7 +208,13 @@ def magic_vnet(patch: tuple[int, int, int], **options: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("patch", "grid"), [((48, 48, 48), (1, 3, 3)), ((112, 112, 80), (1, 7, 5)), ((48, 48, 80), (3, 3, 1))]
+    ("patch", "grid"),
+    [
+        ((48, 48, 48), (1, 3, 3)),
+        ((112, 112, 80), (1, 7, 5)),
+        ((48, 48, 80), (3, 3, 1)),
+        ((32, 32, 16), (1, 2, 1)),
+    ],
 )
 def test_the_longest_axis_stays_whole_where_cubes_would_be_too_small(patch: Any, grid: Any) -> None:
     assert magic_vnet(patch).grid == grid
