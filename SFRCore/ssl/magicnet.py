@@ -33,10 +33,11 @@ class MagicNet(TaughtMethod):
 
     ``cube`` in voxels (None: 32 a side, 16 where 32 does not divide the patch, the longest axis whole where
     all would be 16 or the patch is one cube); ``within_from`` and ``blend_after`` are fractions of the
-    training, by default those for BTCV. On MACT the released code adds *within* from 0.4 on, when w is at its largest, and never blends
-    (``blend_after=1``) as w is then asked to be larger still. The student has instance norm and no dropout.
-    Released for 70000 iterations with a polynomial learning rate (BTCV), or 30000 with a tenth after each
-    12000 (MACT): the presets of these data sets have these schedules, those of others replace them.
+    training, by default those for BTCV. On MACT the released code adds *within* from 0.4 on, when w is at its
+    largest, and never blends (``blend_after=1``) as w is then asked to be larger still. The student has
+    instance norm and no dropout. Released for 70000 iterations with a polynomial learning rate (BTCV), or
+    30000 with a tenth after each 12000 (MACT): the presets of these data sets have these schedules, those of
+    others replace them.
 
     The released code cuts cubes with z innermost and puts them together with x innermost, which moves 18 of
     27 to another place; here they come back to their own. Padded voxels count in no loss, in no frequency,
