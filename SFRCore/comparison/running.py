@@ -102,9 +102,7 @@ def compare(
                 watched = _watched(worker, copy, tell)
                 try:
                     _train(copy, folder, row, settings_of(row, settings, seed), cases, mode, watched)
-                except Cancelled:
-                    raise
-                except (OSError, MemoryError):
+                except (Cancelled, OSError, MemoryError):
                     raise
                 except Exception as error:  # a method's own mistake is no reason to end the others
                     if isinstance(error, SFRError) and error.exit_code == 4:
