@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import traceback
 from pathlib import PurePath
+
+LIBRARIES = re.compile(r"^<|[\\/](site-packages|dist-packages|lib[\\/]python[\d.]+)[\\/]", re.IGNORECASE)
 
 
 class SFRError(Exception):
@@ -55,10 +58,17 @@ class DiskFull(SFRError):
 
 
 def described(error: BaseException) -> str:
-    """What an exception that nobody expected says, with the line that raised it: for one who mends code."""
+    """What an exception that nobody expected says, with the last line of our own code that it came through:
+    for one who mends code. A library's line, as torch's, helps nobody; a syntax error says its own.
+    """
     said = " ".join(str(error).split())[:300]
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" in {PurePath(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
+    frames = traceback.extract_tb(error.__traceback__) if not isinstance(error, SyntaxError) else []
+    own = [
+        frame
+        for frame in frames
+        if "SFRCore" in PurePath(frame.filename).parts or not LIBRARIES.search(frame.filename)
+    ]
+    place = f" in {PurePath(own[-1].filename).name}, line {own[-1].lineno}" if own else ""
     return f"{type(error).__name__}: {said or 'no message'}{place}"
 
 

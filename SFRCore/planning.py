@@ -198,15 +198,18 @@ def with_settings(plan: Plan, settings: Settings) -> Plan:
 
 def reasons_for(plan: Plan, stages: Collection[str], input: str) -> list[str]:
     """The plan's reasons that concern these stages, with slices shown to SAM as ``input`` says."""
-    stitches = input == "stitched" and not {"finetune", "pseudolabel", "selective"}.isdisjoint(stages)
-    tunes = not {"finetune", "prompt", "selective"}.isdisjoint(stages)
-    of_tuning, of_student = (FEW_ITERATIONS.replace(" each", f" of {name}") for name in TRAININGS)
-    reasons = []
-    for reason in plan.reasons:
-        if (STITCHED in reason and not stitches) or (reason == of_tuning and not tunes):
-            continue
-        reasons.append(of_student if reason == FEW_ITERATIONS and not tunes else reason)
-    return reasons
+    shows = not {"finetune", "pseudolabel", "selective"}.isdisjoint(stages)
+    stitches = shows and input in ("stitched", "shuffled", "rotated")
+    trained = (
+        not {"finetune", "prompt", "selective"}.isdisjoint(stages),
+        not {"retrain", "selective", "refine"}.isdisjoint(stages),
+    )
+    few = [FEW_ITERATIONS.replace(" each", f" of {name}") for name in TRAININGS]
+    reasons = [reason for reason in plan.reasons if stitches or STITCHED not in reason]
+    if FEW_ITERATIONS in reasons and not all(trained):
+        reasons.remove(FEW_ITERATIONS)
+        reasons += few
+    return [reason for reason in reasons if reason not in few or trained[few.index(reason)]]
 
 
 def _tuples(value: Any) -> Any:

@@ -24,7 +24,7 @@ Every method also has {shared}. The preset of a
 data set replaces `schedule`, `step_every`, `base_rate`, `consistency` and `ramp`, so that methods are
 compared alike, but for those marked \\*; what you set yourself holds. `ramp=k,l,m`: of m iterations the
 weight `consistency` rises every l, k times, as exp(-5 (1 - t)²) with t from 0 to 1; a training of another
-length stretches or shortens that.
+length stretches or shortens that. Fractions are rounded here.
 
 This page is written by `python Testing/methods_page.py`.
 

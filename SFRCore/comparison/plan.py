@@ -18,6 +18,7 @@ from SFRCore.study import Study
 from SFRCore.study.images import renew_identities
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+COMMAND = "compare"
 DESCRIPTION = "comparison.json"
 STUDY, RESULTS = "study", "results"
 ROW_SETTINGS = ("recipe", "ssl", "seed", "device", "precision", "yes")
@@ -145,7 +146,7 @@ def snapshot(study: Study, folder: Path, settings: Settings, cases: str) -> Stud
         changed = [key for key, value in now.items() if before.get(key, value) != value]
         if "settings" in changed:
             asked, begun = now["settings"], before["settings"]
-            names = [name for name in asked if asked[name] != begun.get(name)]
+            names = [name for name in asked | begun if asked.get(name) != begun.get(name)]
             changed[changed.index("settings")] = f"settings ({', '.join(names).replace('_', ' ')})"
         if changed:
             raise InputError(

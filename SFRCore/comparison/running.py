@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from SFRCore.comparison.failures import ends_all, forget_checkpoints, reason_of
 from SFRCore.comparison.plan import (
+    COMMAND,
     DESCRIPTION,
     Row,
     comparison_folder,
@@ -21,7 +23,7 @@ from SFRCore.comparison.plan import (
 )
 from SFRCore.comparison.shown import Shown
 from SFRCore.comparison.table import Comparison, result_path, write_tables
-from SFRCore.errors import Cancelled, InputError, SFRError, described
+from SFRCore.errors import InputError, SFRError
 from SFRCore.runtime.files import write_json
 from SFRCore.runtime.jobs import Job
 from SFRCore.runtime.worker import Worker
@@ -29,7 +31,7 @@ from SFRCore.settings import Settings
 from SFRCore.study import Study
 
 Listener = Callable[[dict[str, Any]], None]
-STAGE = "compare"
+STAGE = COMMAND
 SHARED_STAGES = frozenset({"finetune", "pseudolabel", "prompt", "adapt"})
 """Stages whose result the rows of one seed have in common."""
 
@@ -91,7 +93,7 @@ def compare(
         copy = snapshot(study, folder, settings, scored)
         try:
             _refuse_long(copy, folder, wanted, settings, _watched(worker, copy, tell))
-        except InputError:
+        except BaseException:
             if not begun:  # or its settings could not be changed any more
                 shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -102,12 +104,12 @@ def compare(
                 watched = _watched(worker, copy, tell)
                 try:
                     _train(copy, folder, row, settings_of(row, settings, seed), cases, mode, watched)
-                except (Cancelled, OSError, MemoryError):
-                    raise
                 except Exception as error:  # a method's own mistake is no reason to end the others
-                    if isinstance(error, SFRError) and error.exit_code == 4:
+                    if ends_all(error):
                         raise
-                    message, hint = reason_of(error)
+                    message, hint = reason_of(error, copy)
+                    if not isinstance(error, SFRError):
+                        forget_checkpoints(copy)
                     failed[row.key] = message
                     tell({"event": "warning", "message": f"{row.title} is left out: {message}", "hint": hint})
                 trained += 1
@@ -116,16 +118,10 @@ def compare(
             tell({"event": "progress", "step": number + 1, "total": len(wanted), "doing": row.title, **eta})
             write_tables(folder, table(), shown.rows)
         whole = table()
-    if failed and not any(line["seeds"] for line in whole.lines):
+    asked_for = [line for row, line in zip(shown.rows, whole.lines, strict=True) if row in rows]
+    if failed and not any(line["seeds"] for line in asked_for):
         raise InputError(f"No row could be trained: {next(iter(failed.values()))}")
     return whole.to_dict() | {"folder": str(folder), "failed": failed}
-
-
-def reason_of(error: Exception) -> tuple[str, str]:
-    """Message and hint of what ended the training of a row."""
-    if isinstance(error, SFRError):
-        return error.message, error.hint
-    return f"The program failed unexpectedly ({described(error)}).", ""
 
 
 def _refuse_long(
@@ -148,7 +144,9 @@ def _refuse_long(
     for row, seeds in left.items():
         try:
             found = api.estimate(copy, on_event=listener, **vars(settings_of(row, settings, seeds[0])))
-        except InputError:
+        except Exception as error:
+            if ends_all(error):
+                raise
             continue  # said when the row is trained
         new = {stage: took for stage, took in found["per_stage"].items() if stage not in shared}
         seconds += len(seeds) * sum(new.values())

@@ -24,7 +24,8 @@ class Shown:
 
     @classmethod
     def of(cls, folder: Path, rows: Sequence[Row], base: Row | None) -> Shown:
-        """The ``rows`` asked for, after those that are in the folder's table and not among them.
+        """Those of the folder's table and then the other ``rows`` asked for; these alone, in their own order,
+        where all of the table are among them.
 
         Raises InputError where ``base`` is none of them.
         """

@@ -23,8 +23,8 @@ TABLE = "table.json"
 MEASURES = {
     "dice": "Dice (%)",
     "jaccard": "Jaccard (%)",
-    "hd95": "95HD",
-    "asd": "ASD",
+    "hd95": "95HD (voxels)",
+    "asd": "ASD (voxels)",
 }
 DISTANCES = ("hd95", "asd")
 RESAMPLES = 10_000
@@ -34,29 +34,19 @@ FEWEST_CASES = 6
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison as it stands: ``lines``, one a row, of plain values, and what was scored; ``unit`` is that
-    of distances.
-    """
+    """A comparison as it stands: ``lines``, one a row, of plain values, and what was scored."""
 
     name: str
     base: str
     lines: list[dict[str, Any]]
     scored: str
-    unit: str = "voxel"
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "base": self.base,
-            "scored": self.scored,
-            "unit": self.unit,
-            "rows": self.lines,
-        }
+        return {"name": self.name, "base": self.base, "scored": self.scored, "rows": self.lines}
 
     def heads(self) -> list[str]:
         """The heads of the table's columns."""
-        measures = [f"{head} ({self.unit})" if name in DISTANCES else head for name, head in MEASURES.items()]
-        return ["Method", *measures, f"Difference in Dice to {self.base}", "p", "Seeds"]
+        return ["Method", *MEASURES.values(), f"Difference in Dice to {self.base}", "p", "Seeds"]
 
     def cells(self, line: Mapping[str, Any]) -> list[str]:
         """The texts of a line; a dagger where distances are missing from a mean."""
@@ -78,8 +68,8 @@ class Comparison:
         notes = []
         if missing:
             notes.append(
-                "† Where a structure was not found there is no distance, and the mean leaves it out; do not "
-                f"take it for a better one: {', '.join(missing)}."
+                "† Where the prediction or the reference lacks a structure there is no distance, and the "
+                f"mean leaves it out; do not take it for a better one: {', '.join(missing)}."
             )
         notes += [
             f"{line['row']} could not be trained: {line['left_out']}"
@@ -123,8 +113,7 @@ def tabulate(
             line["left_out"] = left_out[row.key]
         line |= _difference(done, results[base]) if row != base else {}
         lines.append(line)
-    units = {result["scores"].get("unit", "voxel") for done in results.values() for result in done.values()}
-    return Comparison(folder.name, base.title, lines, scored, *sorted(units)[:1])
+    return Comparison(folder.name, base.title, lines, scored)
 
 
 def _minutes(done: Mapping[int, Any], rows: Sequence[Mapping[int, Any]]) -> float | None:
@@ -155,13 +144,7 @@ def read_comparisons(study: Study) -> list[Comparison]:
         try:
             table = read_json(path)
             found.append(
-                Comparison(
-                    path.parent.name,
-                    str(table["base"]),
-                    list(table["rows"]),
-                    str(table["scored"]),
-                    str(table.get("unit", "voxel")),
-                )
+                Comparison(path.parent.name, str(table["base"]), list(table["rows"]), str(table["scored"]))
             )
         except (SFRError, KeyError, TypeError):
             continue
@@ -169,7 +152,7 @@ def read_comparisons(study: Study) -> list[Comparison]:
 
 
 def markdown(comparison: Comparison) -> str:
-    """The table for people: Dice and Jaccard in %, distances in the unit that was scored."""
+    """The table for people: Dice and Jaccard in %, distances in voxels."""
     heads = comparison.heads()
     lines = [f"Scored: {comparison.scored}. Mean ± standard deviation over seeds.", ""]
     lines.append("| " + " | ".join(heads) + " |")
@@ -192,7 +175,7 @@ def difference_text(line: Mapping[str, Any]) -> str:
     if line.get("difference") is None:
         return "–"
     found = line["difference_interval"]
-    interval = f" [{100 * found[0]:+.2f}, {100 * found[1]:+.2f}]" if found else ""
+    interval = f" [{100 * found[0]:+.2f}, {100 * found[1]:+.2f}]" if found and found[0] < found[1] else ""
     return f"{100 * line['difference']:+.2f}{interval}"
 
 

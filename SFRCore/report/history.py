@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from SFRCore.comparison.plan import COMMAND
 from SFRCore.errors import InputError
 from SFRCore.report.markup import moment
 from SFRCore.runtime.events import read_events
@@ -21,7 +22,6 @@ from SFRCore.runtime.runs import RunFolder, run_folders
 PRIVATE_KEYS = {"pid", "host", "hostname", "user", "python", "argv", "env", "cwd", "path", "log", "boot"}
 NOT_A_LOSS = {"time", "step", "total", "eta_s", "rate", "step_in_phase", "phase_total"}
 MOST_POINTS = 800
-COMPARE = "compare"
 ABSOLUTE_PATH = re.compile(
     r"(?:[A-Za-z]:[\\/]|\\\\|(?<![\w.])~?/(?=\S))"  # C:\ or C:/, \\server, / or ~/
     r"(?:[^\n]*[\\/])?(?:[^\n\\/]*\.(?:nrrd|nii|gz|mha|mhd|dcm|ima|json|png|txt)\b|[^\s'\"\\/]*)"
@@ -105,7 +105,7 @@ def read_history(study_root: Path, run: str | None = None, *, known_paths: Itera
     stages: dict[str, StageRecord] = {}
     warnings: dict[str, None] = {}
     for record, events in records:
-        if record.command != COMPARE:  # its stages are of the comparison's models, not of the study's
+        if record.command != COMMAND:  # its stages are of the comparison's models, not of the study's
             _follow(stages, events, record.state)
         for event in events:
             if event.get("event") == "warning" and event.get("message"):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from SFRCore.comparison.plan import COMMAND
 from SFRCore.report.cases import SOURCES, CaseRow, number
 from SFRCore.report.figures import curve_picture, fraction_picture, histogram_picture
 from SFRCore.report.history import History, RunRecord, StageRecord, readable
@@ -86,9 +87,10 @@ def what_was_run(study: Study, history: History) -> str:
     if not history.runs:
         return ""
     items = []
+    own = [run for run in history.runs if run.command != COMMAND]
     for stage in history.stages:
         title, words = STAGES.get(stage.stage, (stage.stage.replace("_", " ").capitalize(), ""))
-        if stage.stage == "finetune" and history.runs[-1].settings.get("foundation") in ("tiny", "tiny16"):
+        if stage.stage == "finetune" and own and own[-1].settings.get("foundation") in ("tiny", "tiny16"):
             words = STAND_IN
         progress = f'<span class="soft">{_progress(stage)}</span>'
         items.append(f"<li><b>{escape(title)}</b> {progress}<br>{words}</li>")

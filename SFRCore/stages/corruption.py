@@ -18,7 +18,7 @@ LARGEST_CHANGE = 3.0
 LARGEST_SHIFT = 2.0
 LOST = 0.25
 THICKEST = 2.0
-"""Thicker slices count as this thick, so that a structure can lose or gain one at its end, but not two."""
+"""Thicker slices count as this thick, so that the edge moves over one at most."""
 WAVE = 3.0
 """Standard deviation over which the wavy edge is smooth."""
 

@@ -12,6 +12,7 @@ _CORE = Path(SFRCore.__file__).parent
 _METHOD = re.compile(r"^METHOD = ", re.MULTILINE)
 _NAME = re.compile(r'^    name = "(\w+)"', re.MULTILINE)
 _RECIPE = re.compile(r'^RECIPE = Recipe\(\s*"(\w+)",\s*((?:"[^"]*"\s*)+),', re.MULTILINE)
+_ABOUT = re.compile(r'"""\s*([^"\n]+)')
 _TEXT = re.compile(r'"([^"]*)"')
 
 
@@ -33,7 +34,8 @@ def methods() -> dict[str, str]:
     for _path, text in _files("ssl"):
         name = _NAME.search(text)
         if name and _METHOD.search(text):
-            found[name[1]] = text.split('"""')[1].strip().splitlines()[0]
+            about = _ABOUT.search(text)
+            found[name[1]] = about[1] if about else name[1]
     return dict(sorted(found.items(), key=lambda item: (item[0] != "mean_teacher", item[0])))
 
 
@@ -46,4 +48,8 @@ def students() -> list[str]:
 
 def _files(package: str) -> list[tuple[Path, str]]:
     paths = sorted((_CORE / package).glob("*.py"))
-    return [(path, path.read_text(encoding="utf-8")) for path in paths if path.name != "__init__.py"]
+    return [
+        (path, path.read_text(encoding="utf-8", errors="replace"))
+        for path in paths
+        if path.name != "__init__.py"
+    ]

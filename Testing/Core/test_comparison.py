@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,16 @@ from SFRCore.cli import app
 from SFRCore.comparison import Row, parse_rows, read_comparisons, running
 from SFRCore.comparison.plan import comparison_folder, refuse_unknown_options, settings_of, snapshot
 from SFRCore.comparison.table import difference_text, markdown, result_path, tabulate
-from SFRCore.errors import Cancelled, InputError
+from SFRCore.errors import Cancelled, InputError, OutOfMemory
 from SFRCore.foundation.spec import SPECS
 from SFRCore.report import write_report
 from SFRCore.report.history import read_history
+from SFRCore.runtime import loop
 from SFRCore.runtime.files import write_json
 from SFRCore.runtime.jobs import Job
 from SFRCore.settings import Settings
 from SFRCore.ssl.mean_teacher import MeanTeacher
+from SFRCore.stages import estimate
 from SFRCore.students import vnet
 from SFRCore.study import Study
 
@@ -319,9 +322,17 @@ def test_a_method_with_a_mistake_does_not_end_the_others(
 ) -> None:
     said: list[dict[str, Any]] = []
     taught = MeanTeacher.step
+    lost = partial(open, "weights.pt")
+    measured_first = iter([False])
+    monkeypatch.setattr(estimate, "is_short", lambda *_: next(measured_first, True))
     for wrong, reason in (
-        (lambda self, *_: self.nothing_of_that_name, r"AttributeError: .*nothing_of_that_name.*, line \d+"),
+        (
+            lambda self, *_: self.nothing_of_that_name,
+            r"AttributeError: .*nothing_of_that_name.* in test_comparison\.py, line \d+",
+        ),
         (lambda self, *_: {}, "gave back a dict from its step"),
+        (lambda self, *_: lost(), "FileNotFoundError"),
+        (lambda self, batch, _: self.student(batch.labels), r"in (vnet|student)\.py, line \d+"),
     ):
         monkeypatch.setattr(MeanTeacher, "step", wrong)
         rows = ["baseline/mean_teacher", "baseline/supervised"]
@@ -332,18 +343,68 @@ def test_a_method_with_a_mistake_does_not_end_the_others(
         assert "| left out |" in table and re.search(f"mean_teacher could not be trained: .*{reason}", table)
         assert re.search(reason, write_report(study).read_text(encoding="utf-8"))
     assert any("left out" in event.get("message", "") for event in said)
+    assert any("worker.log" in str(event.get("hint")) for event in said)
+    with pytest.raises(InputError, match="No row could be trained"):
+        api.compare(study, ["baseline/mean_teacher"], seeds=1, **SETTINGS)
     monkeypatch.setattr(MeanTeacher, "step", taught)
     done = api.compare(study, ["baseline/mean_teacher", "baseline/supervised"], seeds=1, **SETTINGS)
     assert not done["failed"] and "left out" not in (Path(done["folder"]) / "table.md").read_text()
 
 
-def test_a_full_disk_ends_a_comparison(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: device-side assert triggered"),
+        OutOfMemory("No memory is left."),
+    ],
+)
+def test_what_would_fail_in_every_row_ends_a_comparison(
+    study: Study, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    trained: list[Row] = []
+
+    def fails(copy: Study, folder: Path, row: Row, *_: object) -> None:
+        trained.append(row)
+        raise error
+
+    monkeypatch.setattr(running, "_train", fails)
+    with pytest.raises(type(error)):
+        api.compare(study, ["baseline/supervised", "baseline/mean_teacher"], seeds=1, **SETTINGS)
+    assert len(trained) == 1
+
+
+def test_nothing_is_left_of_a_comparison_that_could_not_be_begun(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "is_short", lambda *_: False)
+
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(running, "_train", full)
+    monkeypatch.setattr(api, "estimate", full)
     with pytest.raises(OSError, match="No space"):
-        api.compare(study, ["baseline/supervised", "baseline/mean_teacher"], seeds=1, **SETTINGS)
+        api.compare(study, ["baseline/supervised"], seeds=1, **SETTINGS)
+    assert not comparison_folder(study, "methods").exists()
+
+
+def test_what_a_mistake_has_trained_does_not_go_on(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    step, steps = MeanTeacher.step, []
+
+    def second_fails(self: MeanTeacher, *given: Any) -> Any:
+        steps.append(None)
+        return step(self, *given) if len(steps) == 1 else self.nothing_of_that_name
+
+    monkeypatch.setattr(MeanTeacher, "step", second_fails)
+    rows = ["baseline/mean_teacher", "baseline/supervised"]
+    done = api.compare(study, rows, seeds=1, **SETTINGS)
+    assert len(steps) == 2 and list(done["failed"]) == ["baseline-mean_teacher"]
+    monkeypatch.setattr(MeanTeacher, "step", step)
+    done = api.compare(study, rows, seeds=1, **SETTINGS)
+    result = json.loads(result_path(Path(done["folder"]), Row("baseline", "mean_teacher"), 1).read_text())
+    assert result["stages"]["retrain"]["continued_at"] == 0
 
 
 def test_naming_one_row_more_keeps_those_of_before(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,13 +452,12 @@ def test_a_distance_that_is_missing_is_marked(tmp_path: Path) -> None:
     one, two = Row("baseline", "supervised"), Row("baseline", "ua_mt")
     for row, undefined in ((one, 0), (two, 3)):
         scores = scores_of({"a": 0.5, "b": 0.5})
-        scores["unit"] = "mm"
         for means in scores["structures"].values():
             means |= {"hd95": 4.0, "asd": None, "cases": 4, "undefined_distances": undefined}
         write_json(result_path(tmp_path, row, 1), {"scores": scores, "seconds": 1.0})
     table = tabulate(tmp_path, [one, two], [1], one, "test cases")
     text = markdown(table)
-    assert "| 95HD (mm) | ASD (mm) |" in text
+    assert "| 95HD (voxels) | ASD (voxels) |" in text
     lines = {line.split(" |")[0]: line for line in text.splitlines()}
     assert "| 4.00 |" in lines["| supervised"] and "| 4.00 † | – † |" in lines["| ua_mt"]
     structures = len(scores["structures"])

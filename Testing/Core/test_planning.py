@@ -9,7 +9,7 @@ import torch
 
 from SFRCore import api
 from SFRCore.errors import InputError
-from SFRCore.planning import CaseShape, Plan, make_plan, with_settings
+from SFRCore.planning import FEW_ITERATIONS, STITCHED, CaseShape, Plan, make_plan, reasons_for, with_settings
 from SFRCore.presets import PRESETS, get_preset
 from SFRCore.settings import Settings
 from SFRCore.students import student_types
@@ -196,3 +196,29 @@ def test_a_gpu_beyond_the_last_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(InputError, match="cuda:2") as caught:
         api._device(Settings(device="cuda:2"))
     assert "cuda:0, cuda:1" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("stages", "input", "stitched", "iterations"),
+    [
+        (("finetune", "pseudolabel", "retrain", "predict"), "stitched", True, ["each"]),
+        (("finetune", "pseudolabel", "retrain", "predict"), "rotated", True, ["each"]),
+        (("finetune", "pseudolabel", "retrain", "predict"), "scale:7", False, ["each"]),
+        (("finetune",), "stitched", True, ["of fine-tuning"]),
+        (("pseudolabel",), "stitched", True, []),
+        (("retrain", "predict"), "stitched", False, ["of re-training"]),
+        (("prompt", "adapt", "retrain"), "stitched", False, ["each"]),
+    ],
+)
+def test_reasons_are_those_of_the_stages(
+    stages: tuple[str, ...], input: str, stitched: bool, iterations: list[str]
+) -> None:
+    plan = planned("auto", volumes((64, 64, 64)), gpu=False)
+    assert FEW_ITERATIONS in plan.reasons
+    reasons = reasons_for(plan, stages, input)
+    assert reasons[0] == plan.reasons[0] and any(STITCHED in reason for reason in reasons) == stitched
+    said = [reason.split("iterations ")[1].split(" are")[0] for reason in reasons if "iterations" in reason]
+    assert said == iterations
+    own = with_settings(plan, Settings(iterations_finetune=7))
+    kept = [reason for reason in reasons_for(own, stages, input) if "iterations" in reason]
+    assert all("re-training" in reason for reason in kept) and len(kept) == int("retrain" in stages)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from SFRCore.errors import InputError
-from SFRCore.ssl import available_methods, get_method
+from SFRCore.ssl import available_methods, get_method, scan
 from SFRCore.ssl.consistency import ConsistencyMethod
 from SFRCore.ssl.contract import Batch, Method, MethodContext, Phase, Progress, progress_at
 from SFRCore.ssl.losses import dice_loss, segmentation_loss
@@ -106,6 +106,7 @@ FITTING = [case for case in ALL if case != ("supervised", True)]
 
 
 def test_methods_are_found_by_name() -> None:
+    assert scan()[1] == {}, "files that cannot be used"
     assert {"mean_teacher", "self_training", "supervised"} <= set(available_methods())
     for name, kind in available_methods().items():
         assert kind.name == name and kind.description and kind.source and get_method(name) is kind
