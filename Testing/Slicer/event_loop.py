@@ -32,19 +32,26 @@ class Stopwatch:
 
 
 class EventLoop:
-    """Turns the event loop as Slicer does; ``longest`` is how long one turn took, in seconds."""
+    """Turns the event loop as Slicer does; ``longest`` is how long one turn took, in seconds, and
+    ``computing`` how much of that the thread had a processor.
+    """
 
     def __init__(self):
-        self.longest = 0.0
+        self.longest = self.computing = 0.0
+
+    def __str__(self):
+        return f"{1e3 * self.longest:.0f} ms ({1e3 * self.computing:.0f} ms of computing)"
 
     def until(self, condition, seconds=30.0, say=lambda: ""):
         """Turn until the condition holds; fails after ``seconds``, with what ``say()`` tells then."""
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, f"timed out {say()}"
-            watch = Stopwatch()
+            watch, computed = Stopwatch(), time.thread_time()
             slicer.app.processEvents()
-            self.longest = max(self.longest, watch.seconds())
+            took = watch.seconds()
+            if took > self.longest:
+                self.longest, self.computing = took, time.thread_time() - computed
             time.sleep(0.002)
 
 

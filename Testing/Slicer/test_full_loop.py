@@ -142,7 +142,7 @@ def test_the_loop_by_clicks(widget, worker, cohort, tmp_path):
     assert first.progress.stages["retrain"].state == "done"
     assert first.progress.stages["retrain"].total == 2, "a fifth of the steps"
 
-    measured(f"following two real runs held the event loop {1e3 * loop.longest:.0f} ms at most")
+    measured(f"following two real runs held the event loop {loop} at most")
     assert loop.longest < LIMIT
 
     # Load the predictions: each lies on its image, voxel for voxel.
