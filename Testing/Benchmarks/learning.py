@@ -15,6 +15,7 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +41,21 @@ def main() -> None:
         "device": arguments.device,
         "on_event": _say,
     }
-    first = api.compare(study, methods, seeds=1, base=BASE, **shared)
-    dice = {line["ssl"]: _of_first_seed(line) for line in first["rows"]}
-    below = [name for name in methods if dice[name] is not None and dice[name] < dice[BASE]]
+    done = api.compare(study, methods, seeds=1, base=BASE, **shared)
+    failed, lines = done["failed"], {line["ssl"]: line for line in done["rows"]}
+    first = {name: _of_first_seed(lines[name]) for name in methods}
+    below = [name for name, dice in first.items() if dice is not None and dice < first[BASE]]
     if below:
-        api.compare(study, [BASE, *below], first_seed=2, seeds=FURTHER_SEEDS, **shared)
+        done = api.compare(study, [BASE, *below], first_seed=2, seeds=FURTHER_SEEDS, base=BASE, **shared)
 
-    folder = Path(first["folder"])
+    folder = Path(done["folder"])
     arguments.measured.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(folder / "table.csv", arguments.measured / "table.csv")
-    text = (folder / "table.md").read_text(encoding="utf-8") + explained(
-        folder, below, arguments.measured / "explanations.json"
-    )
+    table = (folder / "table.md").read_text(encoding="utf-8")
+    text = table + explained(done["rows"], arguments.measured / "explanations.json")
     (arguments.measured / "table.md").write_text(text, encoding="utf-8")
     print(text)
-    for name, reason in first["failed"].items():
+    for name, reason in failed.items():
         print(f"{name} was not trained: {reason}")
 
 
@@ -62,18 +63,25 @@ def _of_first_seed(line: dict[str, Any]) -> float | None:
     return line["dice_by_seed"][line["seeds"].index(1)] if 1 in line["seeds"] else None
 
 
-def explained(folder: Path, below: list[str], path: Path) -> str:
-    """A line for each method below the supervised student with the first seed, with its Dice there."""
-    from SFRCore.comparison.plan import parse_rows
-    from SFRCore.comparison.table import result_path
-
+def explained(lines: Sequence[dict[str, Any]], path: Path) -> str:
+    """A line for each method that is below the supervised student with the same seeds, or with the first."""
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    lines = []
-    for row in parse_rows(below, "baseline") if below else []:
-        result = json.loads(result_path(folder, row, 1).read_text(encoding="utf-8"))
-        parts = [f"{name} {100 * one['dice']:.1f}" for name, one in result["scores"]["structures"].items()]
-        lines.append(f"- `{row.ssl}` ({', '.join(parts)}): {known.get(row.ssl, 'not explained yet')}")
-    return "\n".join(["\nBelow the supervised student with the first seed:\n", *lines, ""]) if below else ""
+    base = next(_of_first_seed(line) for line in lines if line["ssl"] == BASE) or 0.0
+    below = [
+        line
+        for line in lines
+        if line["ssl"] != BASE
+        and line["seeds"]
+        and ((line["difference"] or 0.0) < 0.0 or (_of_first_seed(line) or 1.0) < base)
+    ]
+    if not below:
+        return ""
+    head = f"Below the supervised student, with the Dice of each seed. {known.get('all', '')}".rstrip()
+    words = ["", head, ""]
+    for line in below:
+        seeds = ", ".join(f"{100 * dice:.1f}" for dice in line["dice_by_seed"])
+        words.append(f"- `{line['ssl']}` ({seeds}): {known.get(line['ssl'], 'not explained yet')}")
+    return "\n".join([*words, ""])
 
 
 def make_study(data: Path, folder: Path) -> Any:
