@@ -38,18 +38,14 @@ def test_finished_cases_do_not_hold_the_event_loop(widget, many, key):
     widget.panel.open(key)
     slicer.app.processEvents()
     session = widget.logic.session
-    # A pass that a shared machine held up is done again: one whole pass has to stay below the limit.
-    for attempt in range(3):
-        taken = {}
-        for round, what in enumerate(("results", "progress", "job", "results"), 4 * attempt):
-            session.fresh = [f"case_{round:04d}", f"case_{CASES // 2:04d}"]
-            give_result(many, session.fresh[0], dice=0.9 - 0.05 * round)
-            watch = Stopwatch()
-            session.changed(what)
-            slicer.app.processEvents()
-            taken[what] = max(taken.get(what, 0.0), watch.seconds())
-        if max(taken.values()) < LIMIT:
-            break
+    taken = {}
+    for round, what in enumerate(("results", "progress", "job", "results")):
+        session.fresh = [f"case_{round:04d}", f"case_{CASES // 2:04d}"]
+        give_result(many, session.fresh[0], dice=0.9 - 0.05 * round)
+        watch = Stopwatch()
+        session.changed(what)
+        slicer.app.processEvents()
+        taken[what] = max(taken.get(what, 0.0), watch.seconds())
     told = ", ".join(f"{what} {1e3 * seconds:.0f} ms" for what, seconds in taken.items())
     measured(f"{CASES} cases, step {key} open: event loop held by {told} at most")
     assert max(taken.values()) < LIMIT
