@@ -236,6 +236,7 @@ def test_changes_by_others_are_shown(step, tmp_path):
     assert rows(step)[2][1] == "ignored"
 
 
+@pytest.mark.usefixtures("ownHeap")
 def test_thousand_rows(step, tmp_path, record_property):
     from SFRCore.study import Case, Study
 

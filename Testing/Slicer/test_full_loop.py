@@ -79,6 +79,7 @@ def paint(view):
     return voxels
 
 
+@pytest.mark.usefixtures("ownHeap")
 def test_the_loop_by_clicks(widget, worker, cohort, tmp_path):
     images, labels = cohort
     panel, logic = widget.panel, widget.logic

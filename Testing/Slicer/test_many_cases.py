@@ -32,6 +32,7 @@ def many(tmp_path_factory):
     return study
 
 
+@pytest.mark.usefixtures("ownHeap")
 @pytest.mark.parametrize("key", ["cases", "train", "review", "results"])
 def test_finished_cases_do_not_hold_the_event_loop(widget, many, key):
     widget.logic.openStudy(many.root)

@@ -394,6 +394,7 @@ def test_reload_follows_the_same_job(widget, step):
     turn(step, ended(step))
 
 
+@pytest.mark.usefixtures("ownHeap")
 def test_event_loop_is_free_while_much_is_said(step, pretend):
     """A job of hours is found at once: 60,000 events, some 9 MB, are read in small blocks."""
     pretend("flood")
@@ -426,6 +427,7 @@ def test_wait_keeps_the_event_loop_turning(step, pretend):
     assert len(ticks) > 5
 
 
+@pytest.mark.usefixtures("ownHeap")
 def test_real_worker_with_the_tiny_foundation(step, monkeypatch, workerPython):
     """The whole loop with the real worker: cancelled in the middle by a click, continued, loaded."""
     monkeypatch.setenv("SFR_PYTHON", workerPython)
