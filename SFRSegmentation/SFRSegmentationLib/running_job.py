@@ -18,10 +18,11 @@ from typing import Any
 import qt
 import slicer
 
-from SFRCore.errors import SFRError
+from SFRCore.errors import InputError, SFRError
 from SFRCore.runtime.jobs import Job
 
 from .job_progress import JobProgress
+from .job_standing import ALIVE, JobStanding
 
 _log = logging.getLogger("SFR")
 
@@ -34,7 +35,6 @@ BLOCK = 128 * 1024
 SECONDS_TO_STOP = 10.0
 """How long a job may take to stop by itself before its processes are ended."""
 RESULTS_SECONDS = 2.0
-ALIVE = ("queued", "running")
 
 
 class RunningJob:
@@ -50,7 +50,8 @@ class RunningJob:
         self.run = job.run
         self.studyRoot = Path(job.study_root)
         self.progress = JobProgress()
-        self.state: str = job.state
+        self._standing = JobStanding(job)
+        self.state: str = self._standing.state
         info = job.info
         self.command, host = str(info.get("command") or ""), str(info.get("host") or "")
         self.elsewhere = host if host != socket.gethostname() else ""
@@ -60,7 +61,7 @@ class RunningJob:
         self._asked = 0.0
         self._killing: threading.Thread | None = None
         self._ended = False
-        self._troubleTold = ""
+        self._told = ("", True)
         self._resultsTold, self._resultsSeen = 0.0, 0
         self._timer = qt.QTimer()
         self._timer.setInterval(POLL_MS)
@@ -76,6 +77,11 @@ class RunningJob:
     def stopping(self) -> bool:
         """Whether it was asked to stop and has not ended yet."""
         return self.running and self._asked > 0
+
+    @property
+    def reached(self) -> bool:
+        """False while the study's folder cannot be read, so that nobody knows how the job stands."""
+        return self._standing.reached
 
     @property
     def error(self) -> dict[str, Any] | None:
@@ -98,16 +104,21 @@ class RunningJob:
 
     def cancel(self) -> None:
         """Ask it to stop at its next step; asked again, or ten seconds later, its processes are ended. One of
-        another computer can only be asked.
+        another computer can only be asked. Raises InputError while the study's folder cannot be read.
         """
         if not self.running:
             return
+        if not self.reached:
+            raise InputError(
+                f"The folder {self.studyRoot} cannot be reached, so the job cannot be asked to stop.",
+                hint="Connect its drive again, then cancel.",
+            )
         if self._asked:
             self.trouble = ""
             self._kill()
             return
-        self._asked = time.monotonic()
         self.job.cancel()
+        self._asked = time.monotonic()
         self._tell(ended=False)
 
     def wait(self, timeout: float | None = None) -> str:
@@ -136,18 +147,18 @@ class RunningJob:
         """Look once; True where there was something new."""
         before = self.state
         # The state comes first: what a job wrote before it ended is then read below.
-        state: str = self.job.state
+        state = self._standing.look()
         if state == "died" and self._killing is not None and self._killing.is_alive():
             state = "running"  # its end is about to be written down
-        events = self._follower.poll(BLOCK)
+        events = [] if self._standing.doubtful else self._follower.poll(BLOCK)
         news = self.progress.take(events)
         self._timer.setInterval(CATCH_UP_MS if events else POLL_MS)
         if state in ALIVE or not events:
             self.state = state
-        if self.stopping and time.monotonic() - self._asked > SECONDS_TO_STOP:
+        if self.stopping and self.reached and time.monotonic() - self._asked > SECONDS_TO_STOP:
             self._kill()
-        if self.trouble != self._troubleTold:
-            self._troubleTold, news = self.trouble, True
+        if (self.trouble, self.reached) != self._told:
+            self._told, news = (self.trouble, self.reached), True
         ended = self.state not in ALIVE and not self._ended
         if ended:
             self._ended = True

@@ -177,6 +177,8 @@ class TrainStep(Step):
         job = self.session.job
         if job is None or not job.running:
             return _("No job is running.")
+        if not job.reached:
+            return _("The study's folder cannot be reached.")
         if job.stopping and job.elsewhere:
             return _("It was asked to stop. It runs on {host}, and can be ended at once only there.").format(
                 host=job.elsewhere
@@ -247,6 +249,13 @@ class TrainStep(Step):
         self._showLog()
 
     def _showRunning(self, job: Any, stage: Any) -> None:
+        if not job.reached:
+            self.ui.jobLabel.text = _(
+                "The study's folder cannot be reached: {folder}. The job may still be running. Connect its "
+                "drive again; the job is then followed as before."
+            ).format(folder=job.studyRoot)
+            self.state, self.note = RUNNING, _("the study's folder cannot be reached")
+            return
         if job.stopping:
             words = _("Stopping: it writes what it has done so far.")
             if job.elsewhere:

@@ -1,7 +1,12 @@
 """Step 3: jobs are started, followed, stopped and continued by clicks; most with a pretended worker."""
 
+import builtins
+import contextlib
+import errno
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +16,7 @@ import pytest
 import slicer
 from event_loop import LIMIT, EventLoop, measured
 from panel_tools import Answers, study_of
-from SFRSegmentationLib import running_job
+from SFRSegmentationLib import job_standing, running_job
 
 from SFRCore.errors import SFRError
 from SFRCore.runtime.jobs import Job
@@ -201,6 +206,77 @@ def test_job_that_cannot_be_ended_says_so_once(step, pretend, monkeypatch):
         step.ui.stopButton.click()
         turn(step, lambda: len(tried) == 2)
     step.session.job.job.kill()
+
+
+@pytest.fixture
+def awayDrive(step, monkeypatch):
+    """awayDrive(): a context in which no file of the study can be reached, as of a drive that is away."""
+    root = str(step.session.study.root)
+
+    def failing(real):
+        def call(path, *arguments, **options):
+            if isinstance(path, (str, os.PathLike)) and os.fspath(path).startswith(root):
+                raise OSError(errno.EHOSTDOWN, "Host is down", str(path))
+            return real(path, *arguments, **options)
+
+        return call
+
+    @contextlib.contextmanager
+    def away():
+        with monkeypatch.context() as patch:
+            patch.setattr(builtins, "open", failing(io.open))
+            for module, name in ((io, "open"), (os, "open"), (os, "stat")):
+                patch.setattr(module, name, failing(getattr(module, name)))
+            yield
+
+    return away
+
+
+def test_job_is_followed_again_when_the_drive_is_back(step, awayDrive, monkeypatch):
+    monkeypatch.setattr(job_standing, "SECONDS_IN_DOUBT", 0.2)
+    step.ui.runButton.click()
+    turn(step, lambda: step.session.job.progress.current is not None)
+    job, end = step.session.job, time.monotonic() + 1.5
+    with awayDrive():
+        turn(step, lambda: "cannot be reached" in step.section.text)
+        turn(step, lambda: time.monotonic() > end)
+        assert job.running and step.session.busy and "cannot be reached" in step.ui.jobLabel.text
+        assert not step.ui.runButton.enabled and not step.ui.stopButton.enabled
+        with pytest.raises(SFRError, match="cannot be reached"):
+            job.cancel()
+        assert step.panel.ui.errorLabel.text == ""
+    seen = job.progress.current.step
+    turn(step, lambda: job.progress.current.step > seen)
+    assert step.session.job is job and job.reached and "Tuning" in step.section.text
+    assert step.ui.stopButton.enabled
+    step.ui.stopButton.click()
+    turn(step, ended(step))
+    assert job.state == "cancelled"
+
+
+def test_job_that_ended_while_the_drive_was_away(step, awayDrive):
+    step.ui.runButton.click()
+    turn(step, lambda: step.session.job.progress.current is not None)
+    job = step.session.job
+    pid = int(job.job.info["pid"])
+    with awayDrive():
+        turn(step, lambda: not job.reached)
+        os.kill(pid, signal.SIGKILL)
+    turn(step, ended(step))
+    assert job.state == "died" and "crashed" in step.section.text
+
+
+def test_job_that_is_seen_no_more_is_given_up_after_a_while(step, pretend, monkeypatch):
+    monkeypatch.setattr(job_standing, "SECONDS_IN_DOUBT", 0.5)
+    job = elsewhere(step, monkeypatch)
+    monkeypatch.setattr("SFRCore.runtime.runs.is_held", lambda path: False)
+    monkeypatch.setattr("SFRCore.runtime.runs._SILENT_SECONDS", -1.0)
+    turn(step, lambda: step.session.job._standing.doubtful)
+    assert step.session.busy
+    turn(step, ended(step))
+    assert step.session.job.state == "died"
+    monkeypatch.undo()
+    job.kill()
 
 
 def test_job_killed_by_the_system(step, pretend):
