@@ -20,6 +20,7 @@ from .volume_nodes import check_scalar, file_behind, image_of
 from .worker import start_command
 
 STUDENT = "student.json"
+_ASKED = "SFR.Applied"
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,15 @@ class Application:
     folder: Path
     output: Path
     model: Path
-    volume: str
     name: str
+
+    @property
+    def volume(self) -> slicer.vtkMRMLScalarVolumeNode | None:
+        """The volume, None where it is gone: another one may have its id by now, so it was marked."""
+        for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"):
+            if node.GetAttribute(_ASKED) == str(self.folder):
+                return node
+        return None
 
 
 def students(study: Study) -> list[Path]:
@@ -63,10 +71,12 @@ def start_apply(model: Path, volume: slicer.vtkMRMLScalarVolumeNode) -> Applicat
         image = file_behind(volume) or write_volume(image_of(volume), folder / "image.nrrd")
         output = folder / "prediction.nrrd"
         words = ["predict", "--model", str(model), "--image", str(image), "--output", str(output)]
-        return Application(start_command(words), folder, output, model, volume.GetID(), volume.GetName())
+        chore = start_command(words)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    volume.SetAttribute(_ASKED, str(folder))
+    return Application(chore, folder, output, model, volume.GetName())
 
 
 def show_applied(done: Application) -> slicer.vtkMRMLSegmentationNode:
@@ -76,7 +86,7 @@ def show_applied(done: Application) -> slicer.vtkMRMLSegmentationNode:
     node = show_label(label, structures, f"{done.name} prediction")
     show_outlines(node, fill=0.3)
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
-    volume = slicer.mrmlScene.GetNodeByID(done.volume)
+    volume = done.volume
     beside = hierarchy.GetItemByDataNode(volume) if volume is not None else 0
     parent = hierarchy.GetItemParent(beside) if beside else hierarchy.GetSceneItemID()
     item = hierarchy.GetItemByDataNode(node)
@@ -90,5 +100,8 @@ def show_applied(done: Application) -> slicer.vtkMRMLSegmentationNode:
 
 
 def tidy(done: Application) -> None:
-    """Remove the temporary files."""
+    """Remove the temporary files, and the mark of the volume."""
+    volume = done.volume
+    if volume is not None:
+        volume.RemoveAttribute(_ASKED)
     shutil.rmtree(done.folder, ignore_errors=True)

@@ -149,7 +149,8 @@ class CaseView(VTKObservationMixin):
         return newest is not None and newest.time > self.result.time
 
     def close(self) -> None:
-        """Remove the nodes that were made for the review, but for an image that the user asked for since.
+        """Remove the nodes that were made for the review, but for an image that the user asked for or drew on
+        since.
 
         Edits that could not be saved stay in the scene.
         """
@@ -158,13 +159,13 @@ class CaseView(VTKObservationMixin):
         if self.unsaved and node is not None:
             node.SetName(f"{self.id} corrections (not saved)")
             node.SetAttribute(study_nodes.KIND, "unsaved")
-            node.SetSaveWithScene(True)
+            _save_with_scene(node, True)
         else:
             study_nodes.remove(node)
         study_nodes.remove(self.overlay)
         image = self.image
-        needed = self.unsaved and node is not None
-        if self._own_image and image is not None and not needed and not scene.is_kept(image):
+        needed = (self.unsaved and node is not None) or image is None or scene.is_used(image)
+        if self._own_image and not needed:
             study_nodes.remove(image)
         self.let_go()
 
@@ -193,7 +194,7 @@ class CaseView(VTKObservationMixin):
                 label, self.edited = kept, True
         node = show_label(label, self.study.structures, f"{self.id} (in review)")
         show_outlines(node)
-        node.SetSaveWithScene(False)
+        _save_with_scene(node, False)
         study_nodes.mark(node, self.study, self.id, REVIEW)
         study_nodes.put_into_folder(node, self.study)
         self._note_saved(node)
@@ -259,3 +260,9 @@ class CaseView(VTKObservationMixin):
             self._doubt = ""
         if self._onChange is not None:
             self._onChange()
+
+
+def _save_with_scene(node: slicer.vtkMRMLSegmentationNode, save: bool) -> None:
+    node.SetSaveWithScene(save)
+    if node.GetDisplayNode() is not None:
+        node.GetDisplayNode().SetSaveWithScene(save)

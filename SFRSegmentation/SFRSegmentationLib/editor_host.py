@@ -51,10 +51,12 @@ class EditorHost(VTKObservationMixin):
             self._shortcuts = True
 
     def rest(self) -> None:
-        """End the effect and leave the views and keys to others."""
-        if self.widget is None:
-            return
+        """End the effect, also one that a loaded scene brought, and leave the views and keys to others."""
         node = self._node()
+        if self.widget is None:
+            if node is not None:
+                node.SetActiveEffectName("")
+            return
         if node is not None and node.GetActiveEffectName():
             self._effect = node.GetActiveEffectName()
         self.widget.setActiveEffect(None)
@@ -106,6 +108,7 @@ class EditorHost(VTKObservationMixin):
         node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLSegmentEditorNode")
         node.UnRegister(None)
         node.SetSingletonTag(_NODE)
+        node.SetSaveWithScene(False)
         return slicer.mrmlScene.AddNode(node)
 
     def _on_node(self, caller: object, event: str) -> None:

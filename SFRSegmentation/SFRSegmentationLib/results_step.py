@@ -26,6 +26,7 @@ from .result_files import (
     write_table,
 )
 from .session import JOB, PROGRESS, RESULTS
+from .slice_layers import hide_other_results, show_layers
 from .step import DONE, EMPTY, READY, RUNNING, Step
 from .table_rows import TableRows
 from .train_words import memory
@@ -47,7 +48,7 @@ class ResultsStep(Step):
         self.work = OneByOne(self._refreshWork, self._onWorkEnd)
         self.application: Application | None = None
         self._follower: ChoreFollower | None = None
-        self._what = self._last = ""
+        self._what = self._last = self._shown = ""
         self._then: Action | None = None
         self._models: list[Path] = []
         self._listed: list[ResultRow] = []
@@ -76,9 +77,13 @@ class ResultsStep(Step):
         self.refresh()
 
     def sceneClosing(self) -> None:
+        """What was begun for nodes of this scene is not put into the next one."""
         if self.work.running:
             self.work.stop()
             self._last = _("Stopped, because the scene was closed.")
+        if self.application is not None and self._follower is not None:
+            self._then = None
+            self._follower.cancel()
 
     def sceneChanged(self) -> None:
         self.refresh()
@@ -116,16 +121,22 @@ class ResultsStep(Step):
     # What the user does
 
     def onLoad(self, images: bool) -> None:
-        """Predictions become segmentation nodes, one at a time; for many the user is asked first."""
+        """Predictions become segmentation nodes, one at a time; for many the user is asked first.
+
+        The last one is shown, with its image where that is loaded too.
+        """
         study, ids = self.session.study, self.selected()
         if len(ids) > MANY and not self._mayLoad(study, ids, images):
             return
 
         def load(id: str) -> None:
-            if images:
-                scene.load_image(study, id)
-            scene.load_result(study, id)
+            image = scene.load_image(study, id) if images else None
+            hide_other_results(scene.load_result(study, id))
+            if image is not None:
+                show_layers(image, None, 0.0, fit=True)
+            self._shown = id
 
+        self._shown = ""
         self._start(_("Loading predictions"), [(id, lambda id=id: load(id)) for id in ids])
 
     def _mayLoad(self, study: Study, ids: list[str], images: bool) -> bool:
@@ -262,6 +273,10 @@ class ResultsStep(Step):
         self._last = _("{what}: {done} of {total} done.").format(
             what=self._what, done=done, total=self.work.total
         )
+        if self._shown and done > 1:
+            shown = _("{id} is shown, the others are hidden: the module Data shows them.")
+            self._last += " " + shown.format(id=self._shown)
+        self._shown = ""
         if failed:
             self.panel.showError(next(iter(failed.values())), _("{n} failed.").format(n=len(failed)))
         self.refresh()

@@ -131,7 +131,9 @@ class ReviewStep(ReviewDisplay):
         view.let_go()
 
     def sceneChanged(self) -> None:
+        """A scene that was saved amid a correction brings an effect at work along."""
         self.ui.correctButton.checked = False
+        self.editor.rest()
 
     def cleanup(self) -> None:
         """The scene may go next, so edits that the study does not take are rescued."""
@@ -348,6 +350,7 @@ class ReviewStep(ReviewDisplay):
         if self.view is None or self.section.collapsed:
             return
         self.layers.remember()
+        self.layers.alone(self.view.segmentation)
         self.view.show(
             with_doubt=self.ui.showDoubtCheckBox.checked,
             opacity=self.ui.opacitySlider.value,

@@ -119,7 +119,7 @@ def load_image(study: Study, id: str, *, keep: bool = True) -> slicer.vtkMRMLSca
     """The image of a case as a volume node: one that is loaded already, else a new one read from the study.
 
     A loaded volume counts where it was added as this case or is this case's file, and still lies on its grid.
-    With `keep` the node is the user's from now on: `is_kept` says so to those who would remove it.
+    With `keep` the node is the user's from now on: `is_used` says so to those who would remove it.
     """
     node = _loaded_image(study, id) or _new_image(study, id)
     if keep:
@@ -127,9 +127,15 @@ def load_image(study: Study, id: str, *, keep: bool = True) -> slicer.vtkMRMLSca
     return node
 
 
-def is_kept(image: slicer.vtkMRMLScalarVolumeNode) -> bool:
-    """Whether the user asked for an image, whoever loaded it first."""
-    return image.GetAttribute(_KEPT) is not None
+def is_used(image: slicer.vtkMRMLScalarVolumeNode) -> bool:
+    """Whether an image is the user's, whoever loaded it first: asked for, or referred to by what they drew
+    or measured on it.
+    """
+    if image.GetAttribute(_KEPT) is not None:
+        return True
+    nodes = slicer.util.getNodesByClass("vtkMRMLDisplayableNode")
+    own = (node for node in nodes if node is not image and node.GetAttribute(study_nodes.KIND) is None)
+    return any(slicer.mrmlScene.IsNodeReferencingNodeID(node, image.GetID()) for node in own)
 
 
 def load_result(study: Study, id: str, kind: str = "prediction") -> slicer.vtkMRMLSegmentationNode:

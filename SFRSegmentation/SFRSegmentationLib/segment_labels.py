@@ -150,9 +150,9 @@ def _place(
     last = [start + length - 1 for start, length in zip(first, voxels.shape[::-1], strict=True)]
     corners = np.array([[*corner, 1] for corner in np.array(np.meshgrid(*zip(first, last, strict=True))).T
                         .reshape(-1, 3)], float)  # fmt: skip
-    whole = np.round(index_map)
+    whole = np.round(index_map).astype(int)
     exact = np.abs((index_map[:3] - whole[:3]) @ corners.T).max() < _TOLERANCE
-    exact = exact and abs(round(np.linalg.det(whole[:3, :3]))) == 1
+    exact = exact and _is_turn(whole[:3, :3])
     if not exact and not resample:
         raise InputError(
             f"The segment {name} does not lie on the voxels of the image.",
@@ -162,17 +162,39 @@ def _place(
     if not exact:
         mask |= _resampled(voxels, first, index_map, mask.shape)
         return
-    indices = np.argwhere(voxels)[:, ::-1] + np.asarray(first)
-    placed = (indices @ whole[:3, :3].T.astype(int)) + whole[:3, 3].astype(int)
-    within = np.all((placed >= 0) & (placed < np.array(mask.shape[::-1])), axis=1)
-    if not within.all() and not resample:
+    outside = _turned_into(mask, voxels, whole @ [*first, 1], whole @ [*last, 1], whole[:3, :3])
+    if outside and not resample:
         raise InputError(
-            f"{int((~within).sum())} voxels of the segment {name} lie outside the image.",
+            f"{outside} voxels of the segment {name} lie outside the image.",
             hint="Check that it was drawn on this image, or let it be resampled, which cuts them off.",
             code="other_grid",
         )
-    i, j, k = placed[within].T
-    mask[k, j, i] = True
+
+
+def _is_turn(matrix: np.ndarray) -> bool:
+    """Whether a (3, 3) integer matrix only swaps and reverses axes."""
+    size = np.abs(matrix)
+    return bool((size.sum(axis=0) == 1).all() and (size.sum(axis=1) == 1).all())
+
+
+def _turned_into(
+    mask: np.ndarray, voxels: np.ndarray, first: np.ndarray, last: np.ndarray, turn: np.ndarray
+) -> int:
+    """Write a (Z, Y, X) box into `mask` with its axes swapped and reversed by `turn` (3, 3); its first and
+    last voxel come to the indices `first` and `last` (i, j, k). Returns how many set voxels lie outside.
+    """
+    order = np.abs(turn).argmax(axis=1)
+    box = voxels.transpose(2, 1, 0).transpose(order)
+    box = box[tuple(slice(None, None, turn[axis, source]) for axis, source in enumerate(order))]
+    target = mask.transpose(2, 1, 0)
+    inside, places = [], []
+    for begin, length, size in zip(np.minimum(first, last), box.shape, target.shape, strict=False):
+        low, high = min(max(begin, 0), size), max(min(begin + length, size), 0)
+        places.append(slice(low, max(low, high)))
+        inside.append(slice(low - begin, max(low, high) - begin))
+    kept = box[tuple(inside)]
+    target[tuple(places)] |= kept
+    return int(box.sum() - kept.sum())
 
 
 def _resampled(

@@ -11,6 +11,7 @@ from SFRCore.study import Study
 STUDY = "SFR.Study"
 CASE = "SFR.CaseId"
 KIND = "SFR.Kind"
+_RESULT_KINDS = ("prediction", "pseudo_label")
 
 
 def mark(node: slicer.vtkMRMLNode, study: Study, id: str, kind: str) -> None:
@@ -35,6 +36,11 @@ def is_marked(node: slicer.vtkMRMLNode, study: Study, id: str | None, kind: str)
     """Whether a node was marked as this kind of thing of a study, of one case or (None) of any."""
     same = node.GetAttribute(STUDY) == str(study.root) and node.GetAttribute(KIND) == kind
     return same and id in (None, node.GetAttribute(CASE))
+
+
+def is_result(node: slicer.vtkMRMLNode) -> bool:
+    """Whether a node is a loaded result, of whatever study."""
+    return node.GetAttribute(KIND) in _RESULT_KINDS
 
 
 def put_into_folder(node: slicer.vtkMRMLNode, study: Study) -> int:

@@ -353,6 +353,51 @@ def test_the_volume_removed_while_it_is_segmented(results, worker, waitFor):
     assert segmentations() == ["x prediction"]
 
 
+def test_a_result_never_comes_to_the_patient_of_another_scene(results, worker, waitFor):
+    """The next scene gives its first volume the id that the segmented one had."""
+    worker()
+    model(results.session.study.root)
+    volume = volumeNode(GEOMETRIES["plain"], "patient A")
+    id = volume.GetID()
+    results.ui.applySelector.setCurrentNode(volume)
+    results.refresh()
+    results.ui.applyButton.click()
+    slicer.mrmlScene.Clear(0)
+    other = volumeNode(GEOMETRIES["plain"], "patient B")
+    assert other.GetID() == id
+    waitFor(lambda: not results.busy)
+    assert segmentations() == [] and "cancelled" in results.ui.workLabel.text
+
+
+def test_a_result_belongs_to_its_own_volume(results, worker, waitFor):
+    """Another volume may have got the id of one that was removed."""
+    from SFRSegmentationLib.apply_student import start_apply
+
+    worker("slow")
+    model(results.session.study.root)
+    volume = volumeNode(GEOMETRIES["plain"], "patient A")
+    done = start_apply(results.session.study.models_dir / "sfr-mean_teacher", volume)
+    assert done.volume is volume
+    slicer.mrmlScene.RemoveNode(volume)
+    volumeNode(GEOMETRIES["plain"], "patient B")
+    assert done.volume is None
+    done.chore.cancel()
+
+
+def test_the_last_loaded_case_is_shown_alone(results, waitFor):
+    results.ui.loadImagesButton.click()
+    waitFor(lambda: not results.busy)
+    last = results.rows[-1].id
+    nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    shown = [node.GetName() for node in nodes if node.GetDisplayNode().GetVisibility()]
+    assert len(nodes) == len(results.rows) > 1 and shown == [f"{last} prediction"]
+    composites = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
+    backgrounds = {
+        slicer.mrmlScene.GetNodeByID(node.GetBackgroundVolumeID()).GetName() for node in composites
+    }
+    assert backgrounds == {last} and f"{last} is shown" in results.ui.workLabel.text
+
+
 def test_a_study_closed_while_loading(results, waitFor):
     results.ui.loadButton.click()
     results.logic.closeStudy()

@@ -1,6 +1,7 @@
 """The Review step, by its real buttons: the queue, the views, corrections that are never lost, decisions."""
 
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import SimpleITK as sitk
 import slicer
 from scene_tools import (
+    GEOMETRIES,
     SHAPE,
     STRUCTURES,
     addCase,
@@ -358,6 +360,78 @@ def test_an_image_that_the_user_asks_for_stays(review):
     assert review.view.image is image
     review.leaveCase()
     assert nodes() == ["a"]
+
+
+def test_an_image_that_the_user_drew_on_stays(review):
+    choose(review, "a")
+    image = review.view.image
+    mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "my tumour")
+    mine.SetReferenceImageGeometryParameterFromVolumeNode(image)
+    choose(review, "b")
+    assert mine.GetNodeReference(mine.GetReferenceImageGeometryReferenceRole()) is image
+
+
+def test_loaded_results_are_hidden_while_a_case_is_reviewed(review):
+    from SFRSegmentationLib.scene import load_result
+
+    study = review.session.study
+    *loaded, hidden = [load_result(study, id, "pseudo_label") for id in ("a", "b", "c")]
+    hidden.SetDisplayVisibility(False)
+    choose(review, "b")
+    nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    assert [node for node in nodes if node.GetDisplayNode().GetVisibility()] == [review.view.segmentation]
+    review.leaveCase()
+    review.layers.restore()
+    assert all(node.GetDisplayNode().GetVisibility() for node in loaded)
+    assert not hidden.GetDisplayNode().GetVisibility()
+
+
+def test_the_views_keep_their_zoom(review):
+    red = slicer.mrmlScene.GetNodeByID("vtkMRMLSliceNodeRed")
+    red.SetFieldOfView(300.0, 300.0, 1.0)
+    red.SetXYZOrigin(12.0, -7.0, 0.0)
+    before = red.GetFieldOfView(), red.GetXYZOrigin()
+    choose(review, "a")
+    assert red.GetFieldOfView() != before[0]
+    review.leaveCase()
+    review.layers.restore()
+    assert (red.GetFieldOfView(), red.GetXYZOrigin()) == before
+
+
+def test_a_straight_case_after_an_oblique_one_is_seen_straight(widget, tmp_path):
+    study = studyOf(tmp_path / "two")
+    for id, name, dice in (("tilted", "oblique", 0.3), ("straight", "plain", 0.6)):
+        addCase(study, id, GEOMETRIES[name])
+        addResult(study, id, GEOMETRIES[name], doubts=[0, 0, 0.6, 0, 0, 0], dice=dice)
+    red = slicer.mrmlScene.GetNodeByID("vtkMRMLSliceNodeRed")
+    red.SetOrientation("Axial")
+    widget.logic.openStudy(study.root)
+    widget.panel.open("review")
+    step = widget.panel.steps["review"]
+    for id, straight in (("tilted", False), ("straight", True)):
+        step.showCase(id)
+        axes = np.abs(slicer.util.arrayFromVTKMatrix(red.GetSliceToRAS())[:3, :3])
+        assert np.allclose(axes, np.round(axes), atol=1e-6) == straight, (id, axes)
+    assert red.GetOrientation() == "Axial"
+    step.leaveCase()
+    step.layers.restore()
+
+
+def test_a_scene_saved_amid_a_correction_leaves_the_keys_alone(review, tmp_path):
+    choose(review, "a")
+    review.ui.correctButton.click()
+    assert review.editor.active
+    path = str(tmp_path / "scene.mrb")
+    assert slicer.util.saveScene(path)
+    with zipfile.ZipFile(path) as archive:
+        scene = next(archive.read(name) for name in archive.namelist() if name.endswith(".mrml")).decode()
+    assert "<SegmentEditor" not in scene and "<SegmentationDisplay" not in scene
+    review.leaveCase()
+    # As scenes do that an earlier version saved.
+    review.editor._make_node().SetActiveEffectName("Paint")
+    slicer.util.loadScene(path)
+    slicer.app.processEvents()
+    assert not review.editor.active and all(key.enabled for key in review.keys.shortcuts.values())
 
 
 def test_edits_are_kept_after_a_while(review, root, waitFor):

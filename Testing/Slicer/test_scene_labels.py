@@ -1,9 +1,13 @@
 """Segmentations and label maps as labels of a case: matched, exact, or refused with a reason."""
 
+import itertools
+import time
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import slicer
+from event_loop import measured
 from scene_tools import (
     GEOMETRIES,
     SHAPE,
@@ -18,7 +22,7 @@ from scene_tools import (
     volumeNode,
 )
 from SFRSegmentationLib import scene
-from SFRSegmentationLib.segment_labels import label_of
+from SFRSegmentationLib.segment_labels import _place, label_of
 from SFRSegmentationLib.segment_matching import match_segments
 from SFRSegmentationLib.segmentation_nodes import show_label
 from SFRSegmentationLib.terminology import code_of, entry_of, entry_on
@@ -73,6 +77,48 @@ def test_a_grid_with_other_axes_is_placed_voxel_for_voxel():
     node = show_label(image(stored, matrix @ swap), STRUCTURES, "x")
     back = label_of(node, STRUCTURES, geometry(matrix))
     assert np.array_equal(sitk.GetArrayFromImage(back), array)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_voxels_are_placed_one_by_one_and_those_outside_counted(order):
+    """Every order and direction of axes, inside, across the border and beside: against a list of voxels."""
+    random = np.random.default_rng(0)
+    for signs, start in itertools.product(
+        itertools.product((1, -1), repeat=3), ((3, 6, 5), (-20, 5, 5), (30, 0, 0), (12, 11, 10), (0, 0, 0))
+    ):
+        turn = np.zeros((3, 3), int)
+        turn[range(3), order] = signs
+        matrix = np.eye(4)
+        matrix[:3, :3], matrix[:3, 3] = turn, start
+        voxels, first = random.random((7, 8, 9)) > 0.5, [1, -2, 0]
+        places = (np.argwhere(voxels)[:, ::-1] + first) @ turn.T + start
+        inside = np.all((places >= 0) & (places < [12, 11, 10]), axis=1)
+        expected = np.zeros((10, 11, 12), bool)
+        expected[tuple(places[inside].T[::-1])] = True
+        mask = np.zeros_like(expected)
+        _place(voxels, first, matrix, mask, "'x'", True)
+        assert np.array_equal(mask, expected)
+        if not inside.all():
+            with pytest.raises(InputError, match=f"{(~inside).sum()} voxels of the segment 'x' lie outside"):
+                _place(voxels, first, matrix, mask, "'x'", False)
+
+
+def test_a_sheared_grid_is_no_turn():
+    sheared = np.eye(4)
+    sheared[0, 1] = 1
+    with pytest.raises(InputError, match="does not lie on the voxels"):
+        _place(np.ones((2, 2, 2), bool), [0, 0, 0], sheared, np.zeros((5, 5, 5), bool), "'x'", False)
+
+
+def test_a_large_structure_is_a_label_at_once():
+    """Autosave does this while the user paints: 8 million voxels of a whole-body scan."""
+    mask = np.zeros((200, 512, 512), bool)
+    box = np.ones((120, 270, 250), bool)
+    begin = time.process_time()
+    _place(box, [130, 130, 40], np.eye(4), mask, "'x'", False)
+    seconds = time.process_time() - begin
+    measured(f"8.1 million voxels of a segment placed in {seconds:.2f} s")
+    assert mask.sum() == box.size and seconds < 1.0
 
 
 def test_a_segmentation_of_another_grid_is_refused_or_resampled(study):
