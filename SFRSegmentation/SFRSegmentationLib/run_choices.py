@@ -1,8 +1,8 @@
-"""The choices of a run in the Train step: read from its controls, and put back from what ran last."""
+"""The choices of a run in the Train step: read from its controls, and put back from what ran before."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import qt
 from slicer.i18n import tr as _
 
 from SFRCore.presets import PRESETS
+from SFRCore.settings import Settings
 
 from . import catalogue
 from .train_words import device_choices, foundation_words, recipe_words, student_words, tuning_words
@@ -18,6 +19,34 @@ DEFAULTS = {
     "recipe": "sfr", "ssl": "mean_teacher", "student": "", "tuning": "", "device": "auto",
     "iterations_finetune": 0, "iterations_retrain": 0,
 }  # fmt: skip
+FOUNDATION = "vit_b"
+"""Chosen for a study in which nothing ran yet."""
+OF_PREDICT = ("recipe", "ssl", "device")
+"""The choices that a prediction depends on; it says nothing of the others."""
+
+
+def choices_of(jobs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What was chosen for the newest whole run among ``jobs`` (as ``Job.info`` tells of them, oldest first);
+    where none was a whole run, each option by the newest job that has it. {} where nothing ran.
+    """
+    runs = [info for info in jobs if info.get("command") == "run"]
+    chosen: dict[str, str] = {}
+    for info in runs[-1:] or jobs:
+        chosen.update(_chosen(info))
+    return chosen
+
+
+def _chosen(info: Mapping[str, Any]) -> dict[str, str]:
+    """The options of one job by name: by the words it was started with, else by what it wrote down."""
+    words = [str(word) for word in info.get("args") or ()]
+    if words:
+        named = {w[2:].replace("-", "_"): v for w, v in zip(words, words[1:], strict=False) if w[:2] == "--"}
+    else:
+        settings = (info.get("config") or {}).get("settings") or {}
+        named = {name: str(value) for name, value in settings.items() if value is not None}
+    if info.get("command") == "predict":
+        return {name: value for name, value in named.items() if name in OF_PREDICT}
+    return {"foundation": Settings().foundation, **named}
 
 
 class RunChoices:
@@ -85,14 +114,11 @@ class RunChoices:
         chosen.update({name: spin.value for name, spin in self._spins.items()})
         return {name: value for name, value in chosen.items() if value != DEFAULTS.get(name)}
 
-    def show(self, preset: str, words: Sequence[str]) -> None:
-        """Show a study's preset, and the settings of the command line ``words`` of its last run."""
-        given = dict(zip(words, words[1:], strict=False))
-        self.choose("preset", given.get("--preset", preset))
+    def show(self, preset: str, chosen: Mapping[str, str]) -> None:
+        """Show a study's preset, and what was ``chosen`` there before, by the names of the options."""
+        fallbacks = {**DEFAULTS, "preset": preset, "foundation": FOUNDATION}
         for name in self._combos:
-            if name != "preset":
-                fallback = DEFAULTS.get(name, "vit_b")
-                self.choose(name, given.get("--" + name, str(fallback)))
+            self.choose(name, chosen.get(name, str(fallbacks[name])))
         for name, spin in self._spins.items():
-            text = given.get("--" + name.replace("_", "-"), "0")
+            text = chosen.get(name, "0")
             spin.value = int(text) if text.isdecimal() else 0

@@ -17,7 +17,7 @@ from SFRCore.runtime.jobs import Job
 from .downloads import FOUNDATION_FILE
 from .log_tail import LogTail
 from .loss_curve import draw_curves
-from .run_choices import RunChoices
+from .run_choices import OF_PREDICT, RunChoices, choices_of
 from .running_job import ALIVE, RunningJob
 from .session import JOB, PROGRESS, RESULTS, STUDY
 from .stage_bars import StageBars
@@ -93,7 +93,7 @@ class TrainStep(Step):
         self._lookBack()
         study = self.session.study
         if study is not None:
-            self.choices.show(study.preset, self._last[2] if self._last else ())
+            self.choices.show(study.preset, choices_of([job.info for job in self._jobs()]))
 
     def _lookBack(self) -> None:
         """Remember the newest run of the study: its command, state, words and error, and what it said where
@@ -103,7 +103,7 @@ class TrainStep(Step):
         self._last = None
         if study is None:
             return
-        jobs = [job for job in Job.list(study.root) if job.info.get("command") in COMMANDS]
+        jobs = self._jobs()
         if jobs:
             job, info = jobs[-1], jobs[-1].info
             words = [str(word) for word in info.get("args") or ()]
@@ -112,6 +112,10 @@ class TrainStep(Step):
             if job.run not in known and self._last[1] not in ALIVE and not self.session.busy:
                 self._leavePast()
                 self._past = RunningJob(job, lambda job, ended: self._showProgress())
+
+    def _jobs(self) -> list[Job]:
+        """The runs and single steps of the open study, oldest first."""
+        return [job for job in Job.list(self.session.study.root) if job.info.get("command") in COMMANDS]
 
     def _leavePast(self) -> None:
         if self._past is not None:
@@ -301,7 +305,7 @@ class TrainStep(Step):
         """Start a job with the settings that are shown."""
         options = self.choices.options()
         if command == "predict":
-            options = {name: value for name, value in options.items() if name in ("recipe", "ssl", "device")}
+            options = {name: value for name, value in options.items() if name in OF_PREDICT}
         elif options["preset"] != self.logic.study.preset:
             self.logic.study.preset = options["preset"]
         self.logic.start(command, **options, **more)

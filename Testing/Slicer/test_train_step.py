@@ -106,6 +106,40 @@ def test_settings_reach_the_command_line_and_come_back(step, pretend):
     assert step.choices.value("preset") == "hippocampus" and step.choices.value("student") == "vnet"
 
 
+def test_single_step_does_not_make_the_panel_forget_the_run(step, pretend):
+    pretend("quick")
+    step.choices.choose("ssl", "cps")
+    step.ui.finetuneSteps.value, step.ui.retrainSteps.value = 40, 60
+    step.ui.runButton.click()
+    turn(step, ended(step))
+    step.ui.predictButton.click()
+    turn(step, ended(step))
+    assert step.session.job.command == "predict" and step.session.job.state == "finished"
+    chosen, root = step.choices.options(), step.session.study.root
+    step.logic.closeStudy()
+    step.choices.show("auto", {})
+    step.logic.openStudy(root)
+    assert step.choices.options() == chosen
+    assert chosen["foundation"] == "tiny16" and chosen["iterations_retrain"] == 60
+
+
+def test_choices_of_runs_and_single_steps():
+    from SFRSegmentationLib.run_choices import choices_of
+
+    finetune = {"command": "finetune", "args": ["finetune", "/s", "--foundation", "vit_l", "--ssl", "cps"]}
+    retrain = {"command": "retrain", "args": ["retrain", "/s", "--foundation", "vit_l", "--ssl", "urpc"]}
+    predict = {"command": "predict", "args": ["predict", "/s", "--device", "cpu"]}
+    assert choices_of([]) == {}
+    assert choices_of([finetune, retrain, predict]) == {
+        "foundation": "vit_l", "ssl": "urpc", "device": "cpu",
+    }  # fmt: skip
+    assert choices_of([{"command": "run", "args": ["run", "/s"]}, finetune]) == {"foundation": "tiny"}
+    settings = {"foundation": "vit_b", "iterations_retrain": 5, "student": None}
+    by_command_line = {"command": "run", "config": {"settings": settings}}
+    assert choices_of([by_command_line, predict]) == {"foundation": "vit_b", "iterations_retrain": "5"}
+    assert choices_of([predict]) == {"device": "cpu"}
+
+
 def test_progress_curve_and_remaining_time(step, tmp_path):
     step.ui.runButton.click()
     turn(step, lambda: len(step.session.job.progress.curves.get("finetune", ())) > 5)
