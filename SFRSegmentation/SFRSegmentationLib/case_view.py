@@ -22,7 +22,7 @@ from .segment_labels import fingerprint, voxel_times
 from .segmentation_nodes import show_label, show_outlines
 from .slice_layers import show_layers
 
-REVIEW, DOUBT = "review", "doubt"
+REVIEW = "review"
 
 
 class CaseView(VTKObservationMixin):
@@ -204,7 +204,7 @@ class CaseView(VTKObservationMixin):
         structures = len(self.study.structures)
         node = doubt.show_doubt(self._confidence, f"{self.id} doubt", structures=structures, threshold=0.0)
         doubt.show_legend(node, "Doubt")
-        study_nodes.mark(node, self.study, self.id, DOUBT)
+        study_nodes.mark(node, self.study, self.id, study_nodes.DOUBT)
         study_nodes.put_into_folder(node, self.study)
         return node
 

@@ -22,9 +22,11 @@ def largest_doubt(structures: int) -> float:
     return 1.0 - 1.0 / (structures + 1)
 
 
-def doubt_of(confidence: sitk.Image) -> np.ndarray:
-    """(Z, Y, X) float32 doubt from a confidence map of 0..255."""
-    return 1.0 - sitk.GetArrayViewFromImage(confidence).astype(np.float32) / 255.0
+def doubt_of(confidence: np.ndarray) -> np.ndarray:
+    """Doubt, float32 in 0..1, from confidence of 0..255, of any shape."""
+    doubt = np.subtract(255, confidence, dtype=np.float32)
+    doubt /= 255
+    return doubt
 
 
 def show_doubt(
@@ -35,7 +37,7 @@ def show_doubt(
     It is made anew from the study whenever it is needed, so it is not saved with the scene.
     """
     matrix = index_to_ras(Geometry.of(confidence))
-    node = slicer.util.addVolumeFromArray(doubt_of(confidence), matrix, name)
+    node = slicer.util.addVolumeFromArray(doubt_of(sitk.GetArrayViewFromImage(confidence)), matrix, name)
     node.SetSaveWithScene(False)
     display = node.GetDisplayNode()
     display.SetSaveWithScene(False)

@@ -55,7 +55,7 @@ def doubtful_slices(result: CaseResult, geometry: Geometry) -> list[DoubtfulSlic
 def doubtful_spot(confidence: sitk.Image, label: sitk.Image, place: DoubtfulSlice) -> tuple[int, int, int]:
     """The voxel (i, j, k) of a slice with the most doubt around it, near a structure where there is one."""
     array_axis = 2 - place.axis
-    doubt = np.take(doubt_of(confidence), place.index, axis=array_axis)
+    doubt = doubt_of(np.take(sitk.GetArrayViewFromImage(confidence), place.index, axis=array_axis))
     found = np.take(sitk.GetArrayViewFromImage(label), place.index, axis=array_axis) > 0
     if found.any():
         doubt = np.where(ndimage.binary_dilation(found, iterations=_SPOT), doubt, 0)

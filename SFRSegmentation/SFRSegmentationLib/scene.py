@@ -23,7 +23,15 @@ from . import study_nodes
 from .node_geometry import geometry_of
 from .segment_labels import fingerprint, label_of
 from .segmentation_nodes import set_status, show_label, show_outlines
-from .volume_nodes import case_id_of, check_scalar, file_behind, image_of, show_image
+from .volume_nodes import (
+    case_id_of,
+    check_scalar,
+    file_behind,
+    has_other_voxels,
+    image_of,
+    note_voxels,
+    show_image,
+)
 
 _LOADED_AS = "SFR.LoadedAs"
 _KEPT = "SFR.Kept"
@@ -60,6 +68,7 @@ def add_volume(
         wanted = id or _free_id(study, case_id_of(volume))
         case = study.add(image_of(volume), label=label, role=role, id=wanted, resample=resample)
     study_nodes.mark(volume, study, case.id, "image")
+    note_voxels(volume)
     return case
 
 
@@ -118,7 +127,8 @@ def case_geometry(study: Study, id: str) -> Geometry:
 def load_image(study: Study, id: str, *, keep: bool = True) -> slicer.vtkMRMLScalarVolumeNode:
     """The image of a case as a volume node: one that is loaded already, else a new one read from the study.
 
-    A loaded volume counts where it was added as this case or is this case's file, and still lies on its grid.
+    A loaded volume counts where it was added as this case or is this case's file, still lies on its grid and
+    was not changed since.
     With `keep` the node is the user's from now on: `is_used` says so to those who would remove it.
     """
     node = _loaded_image(study, id) or _new_image(study, id)
@@ -209,6 +219,7 @@ def _loaded_image(study: Study, id: str) -> slicer.vtkMRMLScalarVolumeNode | Non
 def _new_image(study: Study, id: str) -> slicer.vtkMRMLScalarVolumeNode:
     node = show_image(read_image(study.image_path(id)), id)
     study_nodes.mark(node, study, id, "image")
+    note_voxels(node)
     study_nodes.put_into_folder(node, study)
     return node
 
@@ -224,7 +235,7 @@ def _is_image_of(
         behind = None if marked else file_behind(node)
         if not marked and (behind is None or behind.resolve() != path.resolve()):
             return False
-        return not geometry_of(node).difference(geometry)
+        return not geometry_of(node).difference(geometry) and not has_other_voxels(node)
     except InputError:
         return False
 

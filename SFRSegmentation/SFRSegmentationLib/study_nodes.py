@@ -11,6 +11,7 @@ from SFRCore.study import Study
 STUDY = "SFR.Study"
 CASE = "SFR.CaseId"
 KIND = "SFR.Kind"
+DOUBT = "doubt"
 _RESULT_KINDS = ("prediction", "pseudo_label")
 
 

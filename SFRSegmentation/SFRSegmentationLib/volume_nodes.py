@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from SFRCore.errors import InputError
 from SFRCore.study.case import case_id_from
 from SFRCore.volumes import Geometry, VolumeError, image_info
 
+from . import study_nodes
 from .node_geometry import geometry_of, index_to_ras
 
 _DICOM = "DICOM.instanceUIDs"
+_VOXELS = "SFR.Voxels"
 
 
 def check_scalar(volume: slicer.vtkMRMLVolumeNode) -> None:
@@ -22,6 +25,8 @@ def check_scalar(volume: slicer.vtkMRMLVolumeNode) -> None:
     if volume is None:
         raise InputError("No volume is chosen.", hint="Load a volume and choose it.")
     name = volume.GetName()
+    if volume.GetAttribute(study_nodes.KIND) == study_nodes.DOUBT:
+        raise InputError(f"'{name}' is a map of doubt, not an image.", hint="Choose the image itself.")
     if volume.IsA("vtkMRMLLabelMapVolumeNode"):
         raise InputError(
             f"'{name}' is a label map, where an image is needed.",
@@ -93,6 +98,22 @@ def show_image(image: sitk.Image, name: str) -> slicer.vtkMRMLScalarVolumeNode:
         array = array.astype(np.float64)
     matrix = index_to_ras(Geometry.of(image))
     return slicer.util.addVolumeFromArray(array, matrix, name)
+
+
+def note_voxels(volume: slicer.vtkMRMLVolumeNode) -> None:
+    """Remember what the voxels are now, also in a scene that is saved: see `has_other_voxels`."""
+    volume.SetAttribute(_VOXELS, _hash(volume))
+
+
+def has_other_voxels(volume: slicer.vtkMRMLVolumeNode) -> bool:
+    """Whether voxels were changed since `note_voxels`; False where they never were noted."""
+    noted = volume.GetAttribute(_VOXELS)
+    return noted is not None and noted != _hash(volume)
+
+
+def _hash(volume: slicer.vtkMRMLVolumeNode) -> str:
+    voxels = np.ascontiguousarray(slicer.util.arrayFromVolume(volume))
+    return hashlib.blake2b(voxels.data, digest_size=16).hexdigest()
 
 
 def _is_temporary(path: Path) -> bool:

@@ -418,6 +418,8 @@ def test_a_straight_case_after_an_oblique_one_is_seen_straight(widget, tmp_path)
 
 
 def test_a_scene_saved_amid_a_correction_leaves_the_keys_alone(review, tmp_path):
+    for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
+        node.SetOrientation("Axial")
     choose(review, "a")
     review.ui.correctButton.click()
     assert review.editor.active

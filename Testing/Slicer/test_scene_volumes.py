@@ -6,7 +6,7 @@ import SimpleITK as sitk
 import slicer
 import vtk
 from scene_tools import GEOMETRIES, geometry, grey, labelArray, segmentationNode, studyOf, turned, volumeNode
-from SFRSegmentationLib import scene
+from SFRSegmentationLib import scene, study_nodes
 from SFRSegmentationLib.node_geometry import geometry_of, index_to_ras
 from SFRSegmentationLib.volume_nodes import file_behind, image_of, show_image
 
@@ -244,3 +244,30 @@ def test_the_image_of_a_case_is_loaded_once(study, tmp_path):
     assert scene.load_image(study, "a") is first
     under(first, np.diag([2.0, 2.0, 2.0, 1.0]))
     assert scene.load_image(study, "a") is not first
+
+
+@pytest.mark.parametrize("added", [True, False])
+def test_an_image_that_was_altered_is_loaded_anew(study, tmp_path, added):
+    """Whether it came from the scene or from the study: reviewed is what the model saw."""
+    if added:
+        id, node = "x", volumeNode(turned(), "x")
+        scene.add_volume(study, node, id=id)
+    else:
+        id = "a"
+        path = tmp_path / "a.nrrd"
+        sitk.WriteImage(image_of(volumeNode(turned())), str(path))
+        study.add(path)
+        node = scene.load_image(study, id)
+    assert scene.load_image(study, id) is node
+    slicer.util.arrayFromVolume(node)[:] = 7
+    slicer.util.arrayFromVolumeModified(node)
+    again = scene.load_image(study, id)
+    assert again is not node and np.array_equal(slicer.util.arrayFromVolume(again), grey())
+    assert scene.load_image(study, id) is again
+
+
+def test_a_map_of_doubt_is_no_case(study):
+    node = volumeNode(turned(), "a doubt")
+    study_nodes.mark(node, study, "a", study_nodes.DOUBT)
+    with pytest.raises(InputError, match="map of doubt"):
+        scene.add_volume(study, node)
