@@ -19,7 +19,13 @@ from .chore_follower import ChoreFollower
 from .chores import Chore, start_chore
 from .session import CASES, PROGRESS, RESULTS, STUDY
 from .step import DONE, EMPTY, READY, Step
-from .study_questions import agrees_to_files, ask_for_structures, knows_files, remember_files
+from .study_questions import (
+    agrees_to_files,
+    ask_about_label,
+    ask_for_structures,
+    knows_files,
+    remember_files,
+)
 
 LAST_FOLDER = "SFR/lastFolder"
 
@@ -187,16 +193,28 @@ class CasesStep(Step):
 
     def onAddVolume(self) -> None:
         """Add the loaded volume that is chosen, with its segmentation."""
-        segmentation = self.ui.segmentationSelector.currentNode()
-        case = self.logic.addVolume(self.ui.volumeSelector.currentNode(), segmentation)
+        volume, segmentation = (
+            self.ui.volumeSelector.currentNode(),
+            self.ui.segmentationSelector.currentNode(),
+        )
+        case = ask_about_label(
+            self.questions,
+            lambda **allowed: self.logic.addVolume(volume, segmentation, **allowed),
+            volume.GetName(),
+        )
+        if case is None:
+            return
+        self.ui.segmentationSelector.setCurrentNode(None)
         self.table.select([case.id])
         self._say(_("Added {case} as {role}.").format(case=case.id, role=role_words()[case.role]))
 
     def onSetLabel(self) -> None:
         """Make the chosen segmentation the label of the selected case."""
         (id,) = self.table.selected()
-        self.logic.setLabel(id, self.ui.segmentationSelector.currentNode())
-        self._say(_("{case} has a new label.").format(case=id))
+        node = self.ui.segmentationSelector.currentNode()
+        path = ask_about_label(self.questions, lambda **allowed: self.logic.setLabel(id, node, **allowed), id)
+        if path is not None:
+            self._say(_("{case} has a new label.").format(case=id))
 
     def onAddFolder(self) -> None:
         """Ask for a folder, and for that of the labels, and add its images in a process of their own."""
@@ -347,7 +365,11 @@ class CasesStep(Step):
 
     def _setReference(self, id: str) -> None:
         node = self.ui.segmentationSelector.currentNode()
-        self.attempt(lambda: self.logic.setReference(id, node), wait=True)
+        self.attempt(
+            lambda: ask_about_label(
+                self.questions, lambda **allowed: self.logic.setReference(id, node, **allowed), id
+            )
+        )
 
     def _showCase(self, id: str) -> None:
         slicer.util.setSliceViewerLayers(background=self.logic.loadImage(id), fit=True)

@@ -20,6 +20,7 @@ from SFRCore.volumes import Geometry, image_info, read_image
 from SFRCore.volumes.reading import read_any
 
 from . import study_nodes
+from .label_checks import check_drawn_on, check_not_empty, shows
 from .node_geometry import geometry_of
 from .segment_labels import fingerprint, label_of
 from .segmentation_nodes import set_status, show_label, show_outlines
@@ -47,19 +48,27 @@ def add_volume(
     role: str | None = None,
     id: str | None = None,
     resample: bool = False,
+    other_volume: bool = False,
+    empty: bool = False,
 ) -> Case:
     """Add a loaded volume to a study, with a segmentation or label map of it as its label.
 
     The study refers to the volume's file where there is one that holds exactly this volume; else the volume
     is copied into the study, with linear parent transforms applied to its grid. Of a sequence the frame that
-    is shown is taken. `role` and `resample` are those of `Study.add`.
+    is shown is taken. `role` and `resample` are those of `Study.add`. `other_volume` allows a segmentation
+    that was drawn on another volume of the scene, `empty` one without a voxel.
 
     Raises `InputError` for what is no scalar volume, a non-linear or shearing transform, or a label that does
-    not fit (see `label_of`); the study is then unchanged.
+    not fit (see `label_of`, `check_drawn_on`, `check_not_empty`); the study is then unchanged.
     """
     check_scalar(volume)
-    geometry = geometry_of(volume)
-    label = None if segmentation is None else node_label(study, segmentation, geometry, resample=resample)
+    label = None
+    if segmentation is not None:
+        if not other_volume:
+            check_drawn_on(segmentation, volume.GetName(), lambda source: source.GetID() == volume.GetID())
+        label = node_label(study, segmentation, geometry_of(volume), resample=resample)
+        if not empty:
+            check_not_empty(label, segmentation)
     path = file_behind(volume)
     if path is not None:
         wanted = id or _id_of_file(study, path)
@@ -79,15 +88,27 @@ def set_label(
     *,
     origin: str = "expert",
     resample: bool = False,
+    other_volume: bool = False,
+    empty: bool = False,
 ) -> Path:
-    """Make a segmentation or label map the newest label of a case; raises `InputError` as `label_of` does."""
-    label = node_label(study, segmentation, case_geometry(study, id), resample=resample)
+    """Make a segmentation or label map the newest label of a case; `other_volume`, `empty` and what is raised
+    are as for `add_volume`.
+    """
+    label = _label_of_case(study, id, segmentation, resample, other_volume, empty)
     return study.accept_label(id, label, origin, resample=resample)
 
 
-def set_reference(study: Study, id: str, segmentation: slicer.vtkMRMLNode, *, resample: bool = False) -> Path:
-    """Keep a segmentation or label map as what only evaluation reads; raises as `set_label` does."""
-    label = node_label(study, segmentation, case_geometry(study, id), resample=resample)
+def set_reference(
+    study: Study,
+    id: str,
+    segmentation: slicer.vtkMRMLNode,
+    *,
+    resample: bool = False,
+    other_volume: bool = False,
+    empty: bool = False,
+) -> Path:
+    """Keep a segmentation or label map as what only evaluation reads; otherwise as `set_label`."""
+    label = _label_of_case(study, id, segmentation, resample, other_volume, empty)
     return study.set_reference(id, label, resample=resample)
 
 
@@ -238,6 +259,26 @@ def _is_image_of(
         return not geometry_of(node).difference(geometry) and not has_other_voxels(node)
     except InputError:
         return False
+
+
+def _label_of_case(
+    study: Study, id: str, node: slicer.vtkMRMLNode, resample: bool, other_volume: bool, empty: bool
+) -> sitk.Image:
+    geometry = case_geometry(study, id)
+    if not other_volume:
+        check_drawn_on(node, id, lambda source: _is_case(source, study, id))
+    label = node_label(study, node, geometry, resample=resample)
+    if not empty:
+        check_not_empty(label, node)
+    return label
+
+
+def _is_case(volume: slicer.vtkMRMLVolumeNode, study: Study, id: str) -> bool:
+    """Whether a volume is the image of a case: added as it, its file, or with the same voxels."""
+    if study_nodes.is_marked(volume, study, None, "image"):
+        return study_nodes.is_marked(volume, study, id, "image")
+    path, behind = study.image_path(id), file_behind(volume)
+    return (behind is not None and behind.resolve() == path.resolve()) or shows(volume, read_image(path))
 
 
 def _id_of_file(study: Study, path: Path) -> str | None:

@@ -156,7 +156,7 @@ def _place(
     if not exact and not resample:
         raise InputError(
             f"The segment {name} does not lie on the voxels of the image.",
-            hint="Check that it was drawn on this image, or let it be resampled.",
+            hint="Check that it was drawn on this image; step 2 can bring it onto the image's voxels.",
             code="other_grid",
         )
     if not exact:
@@ -166,7 +166,7 @@ def _place(
     if outside and not resample:
         raise InputError(
             f"{outside} voxels of the segment {name} lie outside the image.",
-            hint="Check that it was drawn on this image, or let it be resampled, which cuts them off.",
+            hint="Check that it was drawn on this image; step 2 can add it without them.",
             code="other_grid",
         )
 

@@ -86,9 +86,15 @@ class StudyLogic(SetUpLogic):
         role: str | None = None,
         id: str | None = None,
         resample: bool = False,
+        **options: bool,
     ) -> Case:
-        """Add a loaded volume, with a segmentation or label map of it; see :func:`.scene.add_volume`."""
-        case = scene.add_volume(self.study, volume, segmentation, role=role, id=id, resample=resample)
+        """Add a loaded volume, with a segmentation or label map of it. ``resample`` brings a label of another
+        grid over; ``options``: other_volume=True takes a segmentation that was drawn on another volume,
+        empty=True one in which nothing was drawn. See :func:`.scene.add_volume`.
+        """
+        case = scene.add_volume(
+            self.study, volume, segmentation, role=role, id=id, resample=resample, **options
+        )
         self.session.changed(CASES)
         return case
 
@@ -129,15 +135,21 @@ class StudyLogic(SetUpLogic):
         self.study.set_role(ids, role)
         self.session.changed(CASES)
 
-    def setLabel(self, id: str, segmentation: slicer.vtkMRMLNode, resample: bool = False) -> Path:
-        """Make a segmentation the newest label of a case; its segments are matched to structures by name."""
-        path = scene.set_label(self.study, id, segmentation, resample=resample)
+    def setLabel(
+        self, id: str, segmentation: slicer.vtkMRMLNode, resample: bool = False, **options: bool
+    ) -> Path:
+        """Make a segmentation the newest label of a case; its segments are matched to structures by name.
+        ``options`` as for ``addVolume``.
+        """
+        path = scene.set_label(self.study, id, segmentation, resample=resample, **options)
         self.session.changed(CASES)
         return path
 
-    def setReference(self, id: str, segmentation: slicer.vtkMRMLNode, resample: bool = False) -> Path:
-        """Keep a segmentation as what only evaluation reads."""
-        path = scene.set_reference(self.study, id, segmentation, resample=resample)
+    def setReference(
+        self, id: str, segmentation: slicer.vtkMRMLNode, resample: bool = False, **options: bool
+    ) -> Path:
+        """Keep a segmentation as what only evaluation reads; ``options`` as for ``addVolume``."""
+        path = scene.set_reference(self.study, id, segmentation, resample=resample, **options)
         self.session.changed(CASES)
         return path
 

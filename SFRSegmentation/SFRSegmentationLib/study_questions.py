@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
+from SFRCore.errors import InputError
 from SFRCore.study import Structure, Study, as_structures, parse_structures
 from SFRCore.study.structures import default_color
 
@@ -38,6 +40,33 @@ def ask_for_structures(questions: Any, segmentation: Any) -> list[Structure] | N
         names = [name.strip() for name in text.split(",") if name.strip()]
         found = as_structures(dict(enumerate(names, start=1)))
     return [replace(s, color=segments.get(s.name, default_color(number))) for number, s in enumerate(found)]
+
+
+def ask_about_label(questions: Any, act: Callable[..., Any], of: str) -> Any:
+    """``act()``, which makes a segmentation the label of the image called ``of``; where it is refused for
+    something that may be meant, the user is asked, and it is done again with ``other_volume``, ``empty`` or
+    ``resample`` True. Returns what it returns, None where the user said no.
+    """
+    asked = {
+        "other_volume": ("other_volume", _("Use it as the label of {image} all the same?")),
+        "empty_label": ("empty", _("Use it all the same, as of an image that shows no structure?")),
+        "other_grid": (
+            "resample",
+            _("Bring it onto the voxels of {image}? Edges may move by a voxel; what lies outside is lost."),
+        ),
+    }
+    allowed: dict[str, bool] = {}
+    while True:
+        try:
+            return act(**allowed)
+        except InputError as error:
+            option, question = asked.get(error.code, ("", ""))
+            if not option or option in allowed:
+                raise
+            words = f"{error.message}\n{question.format(image=of)}"
+            if not questions.confirm(words, _("The label of {image}").format(image=of)):
+                return None
+            allowed[option] = True
 
 
 def agrees_to_files(questions: Any, folder: Path | str) -> bool:

@@ -2,6 +2,7 @@
 
 import time
 
+import numpy as np
 import pytest
 import qt
 import slicer
@@ -143,6 +144,55 @@ def test_label_for_a_selected_case(step, tmp_path):
     step.table.select(["scan"])
     step.ui.setLabelButton.click()
     assert rows(step)[0][1:3] == ["labeled", "expert"]
+
+
+def test_segmentation_of_another_volume_or_an_empty_one_is_asked_about(step, tmp_path):
+    step.logic.createStudy(tmp_path / "s", {1: "Anterior lobe"})
+    (one, drawn), (two, empty) = loaded_volume("one"), loaded_volume("two")
+    empty.GetSegmentation().RemoveAllSegments()
+    empty.GetSegmentation().AddEmptySegment("a", "Anterior lobe")
+    step.ui.volumeSelector.setCurrentNode(two)
+    step.ui.segmentationSelector.setCurrentNode(drawn)
+    asked = ask(step, False).asked
+    step.ui.addVolumeButton.click()
+    assert "'one drawn' was drawn on 'one', not on 'two'" in asked[0][0] and not rows(step)
+    step.ui.segmentationSelector.setCurrentNode(empty)
+    asked = ask(step, False).asked
+    step.ui.addVolumeButton.click()
+    assert "'two drawn' is empty" in asked[0][0] and not rows(step)
+    ask(step, True)
+    step.ui.addVolumeButton.click()
+    assert rows(step)[0][:3] == ["two", "labeled", "expert"] and step.panel.ui.errorLabel.text == ""
+    assert step.ui.segmentationSelector.currentNode() is None
+    slicer.util.arrayFromVolume(one)[0] = 5
+    step.table.select(["two"])
+    step.ui.segmentationSelector.setCurrentNode(drawn)
+    labels = step.session.study.case("two").label
+    asked = ask(step, False).asked
+    step.ui.setLabelButton.click()
+    assert "not on 'two'" in asked[0][0] and step.session.study.case("two").label == labels
+    ask(step, True)
+    step.ui.setLabelButton.click()
+    assert step.session.study.case("two").label != labels
+
+
+def test_segmentation_of_another_grid_is_asked_about(step, tmp_path):
+    step.logic.createStudy(tmp_path / "s", {1: "Anterior lobe"})
+    volume, segmentation = loaded_volume()
+    shift = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+    matrix = np.eye(4)
+    matrix[0, 3] = 0.4
+    shift.SetMatrixTransformToParent(slicer.util.vtkMatrixFromArray(matrix))
+    segmentation.SetAndObserveTransformNodeID(shift.GetID())
+    step.ui.volumeSelector.setCurrentNode(volume)
+    step.ui.segmentationSelector.setCurrentNode(segmentation)
+    asked = ask(step, False).asked
+    step.ui.addVolumeButton.click()
+    assert "does not lie on the voxels" in asked[0][0] and "onto the voxels of scan?" in asked[0][0]
+    assert not rows(step)
+    ask(step, True)
+    step.ui.addVolumeButton.click()
+    assert rows(step)[0][1] == "labeled"
 
 
 def test_folder_is_added_in_a_process(step, tmp_path, waitFor):

@@ -248,7 +248,49 @@ def test_every_label_is_a_new_file_and_a_reference_is_kept_apart(study):
     assert scene.set_label(study, "a", node).name == "001-expert.nrrd"
     assert scene.set_label(study, "a", node, origin="corrected").name == "002-corrected.nrrd"
     addCase(study, "t", turned(), seed=3, role="test")
+    node = segmentationNode(scene.load_image(study, "t"), labelArray(), NAMES)
     assert scene.set_reference(study, "t", node).parent.name == "references"
+
+
+def test_a_segmentation_of_another_volume_is_no_label_unless_it_is_meant(study):
+    one, two = volumeNode(turned(), "one"), volumeNode(turned(), "two", seed=1)
+    node = segmentationNode(one, labelArray(), NAMES)
+    with pytest.raises(InputError, match="'drawn' was drawn on 'one', not on 'two'") as raised:
+        scene.add_volume(study, two, node)
+    assert raised.value.code == "other_volume" and not study.cases
+    case = scene.add_volume(study, two)
+    for change in (scene.set_label, scene.set_reference):
+        with pytest.raises(InputError, match="'drawn' was drawn on 'one', not on 'two'"):
+            change(study, case.id, node)
+    assert study.case(case.id).label is None
+    scene.set_label(study, case.id, node, other_volume=True)
+    assert np.array_equal(accepted(study, case.id), labelArray())
+
+
+def test_a_segmentation_of_the_same_image_is_a_label(study, tmp_path):
+    """Of the volume that was added, of the same voxels, of the case's file; and of nothing that is known."""
+    volume, clone = volumeNode(turned(), "scan"), volumeNode(turned(), "scan clone")
+    case = scene.add_volume(study, volume, segmentationNode(volume, labelArray(), NAMES))
+    read = slicer.util.loadVolume(str(study.image_path(case.id)))
+    unknown = segmentationNode(volume, labelArray(), NAMES)
+    unknown.RemoveNodeReferenceIDs(unknown.GetReferenceImageGeometryReferenceRole())
+    drawn = [segmentationNode(on, labelArray(), NAMES) for on in (volume, clone, read)]
+    names = [scene.set_label(study, case.id, node).name for node in [*drawn, unknown]]
+    assert names[-1] == "005-expert.nrrd"
+
+
+def test_an_empty_label_is_refused_unless_it_is_meant(study):
+    volume = volumeNode(turned())
+    node = segmentationNode(volume, labelArray() * 0, NAMES)
+    with pytest.raises(InputError, match="'drawn' is empty") as raised:
+        scene.add_volume(study, volume, node)
+    assert raised.value.code == "empty_label" and not study.cases
+    empty = slicer.util.addVolumeFromArray(labelArray() * 0, turned(), "map", "vtkMRMLLabelMapVolumeNode")
+    case = scene.add_volume(study, volume)
+    with pytest.raises(InputError, match="'map' is empty"):
+        scene.set_label(study, case.id, empty)
+    scene.set_label(study, case.id, node, empty=True)
+    assert study.case(case.id).role == "labeled" and not accepted(study, case.id).any()
 
 
 def test_a_segmentation_file_keeps_values_names_colours_and_terminology(tmp_path):
