@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from SFRCore import __version__
 from SFRCore.cli.display import console, print_json
 from SFRCore.errors import Cancelled, DiskFull, OutOfMemory, SFRError, described
+from SFRCore.runtime.leases import in_use
 
 EXAMPLE = "\n\n[bold]Example:[/bold]  "
 STUDY_PANEL = "A study and its cases"
@@ -71,11 +72,15 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    ctx: typer.Context,
     version: bool = typer.Option(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
     """Options that belong to no command."""
+    folder = os.environ.get("SFR_PACKAGES")
+    if folder and ctx.invoked_subcommand != "doctor":  # which is asked between two installations
+        ctx.with_resource(in_use(folder, f"'sfr {ctx.invoked_subcommand}'"))
 
 
 def print_error(error: SFRError, *, machine: bool = False) -> None:

@@ -28,6 +28,7 @@ from packaging.requirements import Requirement
 import SFRCore
 from SFRCore.errors import DiskFull, InputError, SFRError
 from SFRCore.runtime.files import free_space, process_mark, read_json, sweep_temporary, write_json
+from SFRCore.runtime.leases import change_lock, refuse_users
 from SFRCore.runtime.locks import FileLock, is_held
 
 from .pip_process import Check, PipError, Say
@@ -104,8 +105,8 @@ def install(
     """Install the requirements into ``folder``, in place of what is there; whole or not at all.
 
     ``wheels`` is a folder of wheels to use instead of the network. ``say`` gets pip's lines; what ``check``
-    raises ends it, with nothing left behind. Raises InputError (no pip, no wheels, folder not writable or in
-    use, installed at the same time by another Slicer), DiskFull, PipError.
+    raises ends it, with nothing left behind. Raises InputError (no pip, no wheels, folder not writable, used
+    by a job, installed at the same time by another Slicer), DiskFull, PipError.
     """
     if wheels is not None and not any(wheels.glob("*.whl")):
         raise InputError(
@@ -184,20 +185,17 @@ def _own(folder: Path) -> Iterator[None]:
             f"The folder {folder.parent} for the packages cannot be written.",
             hint="Name another one with the variable SFR_DATA and start Slicer again.",
         ) from error
-    with FileLock(_lock_file(folder), timeout=1.0, purpose="installation of SFR's packages"):
+    with FileLock(change_lock(folder), timeout=1.0, purpose="installation of SFR's packages"):
+        refuse_users(folder)
         sweep_temporary(folder.parent)
         yield
 
 
 def _is_being_changed(folder: Path) -> bool:
     try:
-        return is_held(_lock_file(folder))
+        return is_held(change_lock(folder))
     except InputError:  # a drive without locks: that is said when something is to be installed
         return False
-
-
-def _lock_file(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.lock")
 
 
 def _temporary(folder: Path, what: str) -> Path:

@@ -78,7 +78,8 @@ class SetUpStep(Step):
         worker, found = self._worker(), self._installation()
         busy = _("Something is being done: wait for its end, or cancel it.") if self.chores.busy else ""
         self.ui.packagesLabel.text = state_words(worker, found, self.doctor)
-        self._allowPackages(worker, found, busy)
+        computing = _("A job is running with these packages: wait for its end, or cancel it in step 3.")
+        self._allowPackages(worker, found, busy or (computing if self.session.busy else ""))
         self.downloads.refresh(busy)
         self.allow(self.ui.checkButton, _("The worker is being asked.") if self._asking is not None else "")
         self.ui.deviceLabel.text = device_words(self.doctor, asking=self._asking is not None)

@@ -20,9 +20,13 @@ COMMANDS = ("run", "finetune", "pseudolabel", "retrain", "predict")
 
 
 def worker_changes(worker: WorkerPython) -> dict[str, str | None]:
-    """How the worker's environment differs from Slicer's, for the interpreter that was found."""
-    startup = slicer.util.startupEnvironment() if worker.own else None
-    return worker_environment(worker, None if worker.own else packages_folder(), startup=startup)
+    """How the worker's environment differs from Slicer's, for the interpreter that was found. SFR_PACKAGES
+    tells the worker which folder is not to be replaced while it runs.
+    """
+    if worker.own:
+        return worker_environment(worker, None, startup=slicer.util.startupEnvironment())
+    folder = packages_folder()
+    return {**worker_environment(worker, folder), "SFR_PACKAGES": str(folder)}
 
 
 def start_job(study_root: Path | str, command: str, options: Mapping[str, Any]) -> Job:

@@ -20,6 +20,7 @@ from SFRSegmentationLib import chore_process, chores, installation, pip_process,
 from SFRSegmentationLib.pip_process import PipError
 from SFRSegmentationLib.places import packages_folder
 from SFRSegmentationLib.torch_build import Gpu, TorchBuild, choose_build
+from SFRSegmentationLib.worker import worker_changes
 from SFRSegmentationLib.worker_python import (
     WorkerPython,
     applied,
@@ -334,6 +335,40 @@ def test_removing_takes_all_of_it_and_what_a_killed_installation_left(copy):
     assert installation.remove(copy) == size > 100
     assert beside(copy) == ["cp27-old"]
     assert installation.remove(copy) == 0
+
+
+USER = """
+import sys, time
+from SFRCore.runtime.leases import in_use
+with in_use(sys.argv[1], "'sfr run'"):
+    print("used", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_packages_that_a_job_uses_stay(copy, wheels):
+    """Also where the job is not one of the open study, or of another Slicer; a killed one uses nothing."""
+    user = subprocess.Popen([sys.executable, "-c", USER, copy], stdout=subprocess.PIPE, cwd=ROOT)
+    try:
+        assert user.stdout.readline() == b"used\n"
+        for change in (
+            lambda: installation.remove(copy),
+            lambda: installation.install(copy, ALPHA, SMALL, python=sys.executable, wheels=wheels),
+        ):
+            with pytest.raises(InputError, match="is in use by 'sfr run' on") as caught:
+                change()
+            assert caught.value.code == "in_use" and "cancel it" in caught.value.hint
+        assert installation.examine(copy, ALPHA).state == "ready"
+    finally:
+        user.kill()
+        user.wait()
+    assert installation.remove(copy) > 100 and beside(copy) == []
+    assert [path.name for path in copy.parent.iterdir()] == [f".{copy.name}.lock"]
+
+
+def test_the_worker_is_told_which_packages_it_uses():
+    assert worker_changes(WorkerPython(sys.executable))["SFR_PACKAGES"] == str(packages_folder())
+    assert "SFR_PACKAGES" not in worker_changes(WorkerPython("/mine/python", own=True))
 
 
 @posix_only

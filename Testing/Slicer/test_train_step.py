@@ -17,6 +17,7 @@ import slicer
 from event_loop import LIMIT, EventLoop, measured
 from panel_tools import Answers, study_of
 from SFRSegmentationLib import job_standing, running_job
+from SFRSegmentationLib.places import packages_folder
 
 from SFRCore.errors import SFRError
 from SFRCore.runtime.jobs import Job
@@ -387,6 +388,23 @@ def test_log_is_shown_and_copied(step, pretend):
     assert "half" not in step.ui.trainLogView.plainText
     step.ui.copyLogButton.click()
     assert "a line of the worker" in qt.QApplication.clipboard().text()
+
+
+def test_packages_stay_while_a_job_runs(step, tmp_path, monkeypatch):
+    step.ui.runButton.click()
+    turn(step, lambda: step.session.busy)
+    setUp = step.panel.steps["setUp"]
+    monkeypatch.delenv("SFR_PYTHON")
+    monkeypatch.setenv("SFR_DATA", str(tmp_path / "data"))
+    packages_folder().mkdir(parents=True)
+    (packages_folder() / "torch.py").write_text("")
+    step.panel.open("setUp")
+    setUp.refresh()
+    for button in (setUp.ui.removeButton, setUp.ui.installButton, setUp.ui.installFolderButton):
+        assert not button.enabled and "A job is running" in button.toolTip
+    step.session.job.cancel()
+    turn(step, ended(step))
+    assert setUp.ui.removeButton.enabled and setUp.ui.installFolderButton.enabled
 
 
 def test_job_that_ended_while_slicer_was_closed(step, pretend):
