@@ -39,14 +39,13 @@ def choices_of(jobs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 def _chosen(info: Mapping[str, Any]) -> dict[str, str]:
     """The options of one job by name: by the words it was started with, else by what it wrote down."""
     words = [str(word) for word in info.get("args") or ()]
-    if words:
-        named = {w[2:].replace("-", "_"): v for w, v in zip(words, words[1:], strict=False) if w[:2] == "--"}
-    else:
-        settings = (info.get("config") or {}).get("settings") or {}
-        named = {name: str(value) for name, value in settings.items() if value is not None}
+    settings = (info.get("config") or {}).get("settings") or {}
+    used = {name: str(value) for name, value in settings.items() if value is not None}
+    named = {w[2:].replace("-", "_"): v for w, v in zip(words, words[1:], strict=False) if w[:2] == "--"}
     if info.get("command") == "predict":
-        return {name: value for name, value in named.items() if name in OF_PREDICT}
-    return {"foundation": Settings().foundation, **named}
+        return {name: value for name, value in (named if words else used).items() if name in OF_PREDICT}
+    foundation = used.get("foundation", Settings().foundation)
+    return {"foundation": foundation, **(named if words else used)}
 
 
 class RunChoices:

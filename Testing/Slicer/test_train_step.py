@@ -138,6 +138,8 @@ def test_choices_of_runs_and_single_steps():
     settings = {"foundation": "vit_b", "iterations_retrain": 5, "student": None}
     by_command_line = {"command": "run", "config": {"settings": settings}}
     assert choices_of([by_command_line, predict]) == {"foundation": "vit_b", "iterations_retrain": "5"}
+    words_only = {**by_command_line, "args": ["run", "/s", "--ssl", "cps"]}
+    assert choices_of([words_only]) == {"foundation": "vit_b", "ssl": "cps"}
     assert choices_of([predict]) == {"device": "cpu"}
 
 
