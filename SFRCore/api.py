@@ -5,7 +5,7 @@ sentence.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import InputError, SFRError
+from .runtime.runs import last_foundation
 from .runtime.worker import Worker
 from .settings import Settings
 from .study import Study
@@ -35,7 +36,7 @@ def run(study: AnyStudy, *, on_event: Listener | None = None, **options: Any) ->
     """
     from .recipes import get_recipe
 
-    settings = Settings.of(**options)
+    settings = _settings(study, options)
     recipe = get_recipe(settings.recipe)
     with _working(study, "run", settings, on_event, recipe.stages) as context:
         _tell_estimate(context, recipe.stages)
@@ -57,7 +58,7 @@ def run_stage(
 
     if stage not in SINGLE_STAGES:
         raise InputError(f"There is no stage '{stage}'.", hint=f"Stages: {', '.join(SINGLE_STAGES)}.")
-    settings = Settings.of(**options)
+    settings = _settings(study, options)
     newest = options.get("recipe") is None and options.get("ssl") is None
     with _working(study, stage, settings, on_event, (stage,), newest=newest) as context:
         _tell_estimate(context, (stage,))
@@ -76,7 +77,7 @@ def estimate(study: AnyStudy, *, on_event: Listener | None = None, **options: An
     from .recipes import get_recipe
     from .stages.estimate import estimate as measured
 
-    settings = Settings.of(**options)
+    settings = _settings(study, options)
     stages = get_recipe(settings.recipe).stages
     with _working(study, "estimate", settings, on_event, stages) as context:
         return measured(context, stages)
@@ -205,6 +206,17 @@ def download(name: str, **options: Any) -> Path:
 def opened(study: AnyStudy) -> Study:
     """A study as it is, or opened from its folder."""
     return study if isinstance(study, Study) else Study.open(study)
+
+
+def _settings(study: AnyStudy, options: Mapping[str, Any]) -> Settings:
+    """The settings of a run. Where nothing is said of the foundation it is that of the run before: a run that
+    is given again without it goes on, and does not begin anew with a ``tiny``.
+    """
+    settings = Settings.of(**options)
+    if options.get("foundation") is not None:
+        return settings
+    before = last_foundation(opened(study).root)
+    return settings if before is None else settings.with_(foundation=before)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -26,7 +27,25 @@ TRAININGS = ("fine-tuning", "re-training")
 STITCHED = "are stitched into"
 RATE = 0.01
 LARGEST_RATE = 0.05
-LEFT_RIGHT_WORDS = ("left", "right", "links", "rechts")
+SIDES = {
+    "left",
+    "right",
+    "l",
+    "r",
+    "lh",
+    "rh",
+    "lt",
+    "rt",
+    "lv",
+    "rv",
+    "la",
+    "ra",
+    "links",
+    "rechts",
+    "sin",
+    "dex",
+}
+"""What names a side of the body, as a word of its own."""
 
 
 @dataclass(frozen=True)
@@ -304,7 +323,7 @@ def _flip_axes(preset: Preset, stack_axis: int, names: Sequence[str], reasons: l
     left_right = (order.index(0),)
     if preset.flip == "left_right":
         return left_right
-    sided = [name for name in names if any(word in name.lower() for word in LEFT_RIGHT_WORDS)]
+    sided = [name for name in names if _names_a_side(name)]
     if sided:
         reasons.append(f"Crops are not mirrored: '{sided[0]}' names a side of the body.")
         return ()
@@ -313,6 +332,17 @@ def _flip_axes(preset: Preset, stack_axis: int, names: Sequence[str], reasons: l
         return ()
     reasons.append("Crops are mirrored left to right half of the time.")
     return left_right
+
+
+def _names_a_side(name: str) -> bool:
+    """Whether a word of a structure's name means left or right: "Femur_l", "LeftLung", "rh"; not "Bright
+    lesion", nor "L5".
+    """
+    for word, number in re.findall(r"([A-Z]?[a-z]+|[A-Z]+(?![a-z]))(\d*)", name):
+        lower = word.lower()
+        if lower.startswith(("left", "right", "sinist", "dext")) or (lower in SIDES and not number):
+            return True
+    return False
 
 
 def _iterations(preset: Preset, gpu: bool, reasons: list[str]) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,7 @@ class Checkpoints:
         with atomic_path(target) as temporary:
             torch.save({"step": step, "state": state}, temporary)
         own = [path for _, path in self.found()]
-        others = [path for _, path in self._matching("*") if path not in own]
-        _remove(own[KEPT:] + sorted(others, key=_written, reverse=True)[KEPT:])
+        _remove(own[KEPT:] + self._older_others(own))
         return target
 
     def found(self) -> list[tuple[int, Path]]:
@@ -56,10 +55,16 @@ class Checkpoints:
         return None
 
     def clear(self) -> None:
-        """Remove the checkpoints of this model, once it is written: those of this training, and of trainings
-        with other settings or labels that were cut off and left.
+        """Remove the checkpoints of this training, once its model is written. Of trainings with other
+        settings or labels that were cut off the two youngest stay: they can be gone on with.
         """
-        _remove([path for _, path in self._matching("*")])
+        own = [path for _, path in self.found()]
+        _remove(own + self._older_others(own))
+
+    def _older_others(self, own: Collection[Path]) -> list[Path]:
+        """What is left of other trainings of this model, but for the two youngest."""
+        others = [path for _, path in self._matching("*") if path not in own]
+        return sorted(others, key=_written, reverse=True)[KEPT:]
 
     def _matching(self, identity: str) -> list[tuple[int, Path]]:
         """Step and path of this model's checkpoints in any run, newest step first."""

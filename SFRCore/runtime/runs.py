@@ -150,3 +150,13 @@ def run_folders(study_root: Path | str) -> list[RunFolder]:
         return []
     folders = [RunFolder(study_root, name) for name in names if _NAME.fullmatch(name)]
     return [folder for folder in folders if folder.exists()]
+
+
+def last_foundation(study_root: Path | str) -> str | None:
+    """The foundation of the newest run that has one; None where there was none."""
+    for folder in reversed(run_folders(study_root)):
+        config = folder.info().get("config")
+        settings = config.get("settings") if isinstance(config, dict) else None
+        if isinstance(settings, dict) and settings.get("recipe") != "baseline":
+            return str(settings["foundation"]) if settings.get("foundation") else None
+    return None

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..errors import Cancelled, SFRError
+from ..errors import Cancelled, InputError, SFRError
 from ..inputs import Layout, make_layout
 from ..planning import Plan
 from ..presets import get_preset
@@ -119,7 +119,7 @@ class StageContext:
             case.id, self.image_path(case), label_path, identity=case.image_identity or None
         )
         if case.problem:
-            self.study.flag(case.id, None)
+            self._flag(case, None)
         return volume
 
     def readable(
@@ -157,8 +157,17 @@ class StageContext:
         message = error.message if isinstance(error, SFRError) else f"{type(error).__name__}: {error}"
         hint = error.hint if isinstance(error, SFRError) else ""
         logger.info("case %s left out", case.id, exc_info=error)
-        self.study.flag(case.id, message)
+        self._flag(case, message)
         self.warn(f"Case {case.id} is left out: {message}", code="case", hint=hint, case=case.id)
+
+    def _flag(self, case: Case, problem: str | None) -> None:
+        """Note what is wrong with a case; where somebody else changes the study just now, it is not noted."""
+        try:
+            self.study.flag(case.id, problem)
+        except InputError as error:
+            if error.code != "in_use":
+                raise
+            logger.info("case %s: %s", case.id, error)
 
     def share(self, cases: list[Case]) -> tuple[list[Case], list[Case]]:
         """The cases that wait, as the main process sees them, and this process's part of them."""

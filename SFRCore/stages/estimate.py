@@ -39,7 +39,7 @@ from .lineage import (
     student_lineage,
     uses_pseudo_labels,
 )
-from .retrainer import Retrainer
+from .retrainer import Retrainer, training_name
 from .rounds import (
     NOTHING,
     Selection,
@@ -47,6 +47,7 @@ from .rounds import (
     round_student,
     saved_selection,
 )
+from .training import checkpoints_of
 from .training_set import labeled_volumes, training_volumes
 
 STEPS = 3
@@ -126,6 +127,7 @@ def _finetune_seconds(context: StageContext) -> float:
         return 0.0
     tuner = finetune.prepare(context, lineage, volumes)
     total = tuner.total
+    left = _steps_left(context, lineage, finetune.STAGE, total)
     try:
         if tuner.tuning == "decoder":
             pool = min(total, LARGEST_POOL, POOL_PER_CASE * len(tuner.source.volumes))
@@ -133,31 +135,46 @@ def _finetune_seconds(context: StageContext) -> float:
             begin = time.perf_counter()
             tuner.step(0)
             filled = time.perf_counter() - begin
-            return filled / POOL_STEPS * pool + total * measure(tuner, context.device, context, STEPS)
-        return total * measure(tuner, context.device, context, STEPS)
+            return filled / POOL_STEPS * pool + left * measure(tuner, context.device, context, STEPS)
+        return left * measure(tuner, context.device, context, STEPS)
     finally:
         tuner.close()
 
 
 def _retrain_seconds(context: StageContext, anew: bool = False) -> float:
-    """Measured without pseudo-labels, which are not there yet; their loss costs next to nothing beside the
+    pace, steps = _retrain_pace(context, anew)
+    return pace * steps
+
+
+def _retrain_pace(context: StageContext, anew: bool) -> tuple[float, int]:
+    """Seconds a step of the student's training, and how many steps are left.
+
+    Measured without pseudo-labels, which are not there yet; their loss costs next to nothing beside the
     network. ``anew``: the foundation will be another one, so that the student goes on from no weights.
     """
     alone = context.settings.with_(recipe="baseline", recipe_options={})
     unguided = replace(context, settings=alone)
     if context.settings.ssl == "supervised" and not makes_labels_online(context):
         unguided = context
-    lineage = student_lineage(unguided)
-    trainer = retrain.prepare(unguided, replace(lineage, existing=None), *training_volumes(unguided))
-    continues = not anew and student_lineage(context).parent is not None
+    lineage, volumes = student_lineage(unguided), training_volumes(unguided)
+    trainer = retrain.prepare(unguided, replace(lineage, existing=None), *volumes)
     try:
         seconds = _phases_seconds(trainer, unguided) / trainer.total
     finally:
         trainer.close()
     if uses_pseudo_labels(context) and makes_labels_online(context):
         seconds += 2 * _seconds_of(_sam(context), context, context.plan.patch)
-    total = context.plan.iterations_retrain
-    return seconds * (shortened(total) if continues else total)
+    lineage, total = student_lineage(context), context.plan.iterations_retrain
+    if anew:
+        return seconds, total
+    total = shortened(total) if lineage.parent is not None else total
+    return seconds, _steps_left(context, lineage.made_of(*volumes), training_name(context, lineage), total)
+
+
+def _steps_left(context: StageContext, lineage: Lineage, name: str, total: int) -> int:
+    """Of ``total``, those after the newest checkpoint of this training."""
+    found = checkpoints_of(context, lineage, name).found()
+    return max(1, total - found[0][0]) if found else total
 
 
 def _phases_seconds(trainer: Retrainer, context: StageContext) -> float:
@@ -184,9 +201,8 @@ def _selective_seconds(context: StageContext, anew: bool) -> float:
     crops = 2 * context.plan.finetune_batch  # labeled and unlabeled, as in nearly every method's batch
     share = (1 - options["warm_up"]) * min(1.0, options["updates"] / options["period"])
     update = share * crops * 3 * _seconds_of(_sam(context), context, context.plan.patch)
-    total = context.plan.iterations_retrain
-    continues = not anew and student_lineage(context).parent is not None
-    return _retrain_seconds(context, anew) + update * (shortened(total) if continues else total)
+    pace, steps = _retrain_pace(context, anew)
+    return (pace + update) * steps
 
 
 def _rounds_seconds(context: StageContext) -> dict[str, float]:

@@ -66,11 +66,14 @@ def _say_what_to_expect(context: StageContext, lineage: Lineage) -> None:
                 code="frozen_random",
                 hint="Leave the tuning open, and every weight is trained.",
             )
-    elif lineage.tuning == "decoder" and context.settings.tuning is None and not context.device.is_gpu:
+    elif lineage.tuning == "decoder" and context.settings.tuning is None:
+        why = "As before in this study" if context.device.is_gpu else "Without a GPU"
         context.warn(
-            "Without a GPU only the decoder of the foundation is tuned; the paper tunes it with LoRA.",
+            f"{why} only the decoder of the foundation is tuned; the paper tunes it with LoRA.",
             code="decoder_only",
-            hint="Use a computer with a GPU, or ask for --tuning lora.",
+            hint="Ask for --tuning lora, which begins anew."
+            if context.device.is_gpu
+            else "Use a computer with a GPU, or ask for --tuning lora.",
         )
 
 

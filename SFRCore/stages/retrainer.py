@@ -340,6 +340,11 @@ def make_method(context: StageContext, guided: bool) -> Method:
     return method
 
 
+def training_name(context: StageContext, lineage: Lineage) -> str:
+    """What the checkpoints of a student are called."""
+    return "-".join(lineage.folder.relative_to(context.study.models_dir).parts)
+
+
 def train_student(context: StageContext, lineage: Lineage, trainer: Retrainer) -> dict[str, Any]:
     """Train to the end, from this student's newest checkpoint if there is one, and save the student."""
     if lineage.parent is not None:
@@ -354,7 +359,7 @@ def train_student(context: StageContext, lineage: Lineage, trainer: Retrainer) -
         context,
         lineage,
         trainer,
-        name="-".join(lineage.folder.relative_to(context.study.models_dir).parts),
+        name=training_name(context, lineage),
         doing="training the student",
         save=save,
         labeled=len(trainer.labeled),

@@ -7,6 +7,7 @@ in the re-training module. No code is released; what the paper leaves open are o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -96,16 +97,21 @@ class SelectiveTrainer(Retrainer):
             )
         self.confident: Tensor | None = None
         self.pending = False
-        self.seen = self.chosen = self.one_sided = 0
+        self.seen = self.chosen = 0
+        self.without = {True: 0, False: 0}
         self.foundation_loss = 0.0
 
     def step(self, k: int) -> dict[str, float]:
         self.confident, self.pending = None, False
         numbers = super().step(k)
         if self.pending:
-            self.tuner.optimisation.set_rate(self.options["foundation_rate"])
-            self.tuner.optimisation.step()
             numbers["foundation_loss"] = self.foundation_loss
+            if math.isfinite(self.foundation_loss):
+                self.tuner.optimisation.set_rate(self.options["foundation_rate"])
+                self.tuner.optimisation.step()
+            else:
+                # The loop counts such steps and gives up; the largest of SAM's NaN would be background.
+                numbers["loss"] = self.foundation_loss
         if self.confident is not None and len(self.confident):
             numbers["confident_rate"] = float(self.confident.float().mean())
             self._tell(k)
@@ -138,11 +144,13 @@ class SelectiveTrainer(Retrainer):
         return replace(batch, unlabeled_valid=batch.unlabeled_valid & uncertain)
 
     def state(self) -> dict[str, Any]:
-        return {"student": super().state(), "foundation": self.tuner.state()}
+        sides = [self.without[False], self.without[True]]
+        return {"student": super().state(), "foundation": self.tuner.state(), "one_sided": sides}
 
     def restore(self, state: dict[str, Any], step: int) -> None:
         self.tuner.restore(state["foundation"], step)
         super().restore(state["student"], step)
+        self.without = dict(zip((False, True), state.get("one_sided", (0, 0)), strict=True))
 
     def save_memory(self) -> bool:
         changed = [super().save_memory(), self.tuner.save_memory()]
@@ -203,7 +211,8 @@ class SelectiveTrainer(Retrainer):
         assert self.confident is not None
         count, chosen = len(self.confident), int(self.confident.sum())
         self.seen, self.chosen = self.seen + count, self.chosen + chosen
-        self.one_sided = self.one_sided + 1 if chosen in (0, count) else 0
+        for all_chosen, one_kind in ((True, count), (False, 0)):
+            self.without[all_chosen] = self.without[all_chosen] + 1 if chosen == one_kind else 0
         if (k + 1) % max(1, self.total // POINTS) == 0 or k + 1 == self.total:
             self.context.emit(
                 "metric",
@@ -212,7 +221,7 @@ class SelectiveTrainer(Retrainer):
                 confident_fraction=round(self.chosen / self.seen, 4),
             )
             self.seen = self.chosen = 0
-        if self.one_sided == INACTIVE:
+        if INACTIVE in self.without.values():
             which = "every crop is" if chosen else "no crop is"
             self.context.warn(
                 f"For {INACTIVE} iterations {which} above the confidence threshold of "

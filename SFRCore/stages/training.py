@@ -114,6 +114,11 @@ class SAMTrainer(SingleTrainer[Item]):
         return rate
 
 
+def checkpoints_of(context: StageContext, lineage: Lineage, name: str) -> Checkpoints:
+    """The checkpoints of one training, in all runs of the study."""
+    return Checkpoints(context.study.runs_dir, context.run_dir, name, lineage.training_identity())
+
+
 def train_stage(
     context: StageContext,
     lineage: Lineage,
@@ -130,7 +135,7 @@ def train_stage(
     trainer is closed then as well.
     """
     study = context.study
-    checkpoints = Checkpoints(study.runs_dir, context.run_dir, name, lineage.training_identity())
+    checkpoints = checkpoints_of(context, lineage, name)
     context.emit("started", total=trainer.total, **told, continues=lineage.parent is not None)
     try:
         begin = train(trainer, context, context.device, checkpoints, doing)

@@ -13,7 +13,8 @@ from SFRCore.study.case import same_id_key
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl.gz", ".gipl", ".hdr")
 _CHANNEL = re.compile(r"_0000$")
-_FURTHER_CHANNEL = re.compile(r"_000[1-9]$")
+_CHANNELS = 4
+_NUMBER = re.compile(r"_(\d{4})$")
 _LABEL = re.compile(r"([_-](seg|segmentation|label|labels)|\.seg)$", re.IGNORECASE)
 
 _NAMES = "Name labels like their images; the endings _seg and _label are understood."
@@ -80,7 +81,6 @@ def pair_files(
     files = image_files(folder)
     plain = {same_id_key(image_stem(path)) for path in files if not is_marked_label(path)}
     beside = [p for p in files if is_marked_label(p) and same_id_key(label_stem(p)) in plain]
-    images = _one_channel([path for path in files if path not in beside], on_problem) + list(folders)
     if labels is None:
         candidates = beside
     elif labels.resolve() == folder.resolve():
@@ -90,6 +90,8 @@ def pair_files(
         )
     else:
         candidates = image_files(labels)
+    images = _one_channel([path for path in files if path not in beside], candidates, on_problem)
+    images += folders
     keys = {key for image in images for key in _keys(image)}
     found: dict[str, Path] = {}
     for label in candidates:
@@ -111,15 +113,36 @@ def _keys(image: Path) -> list[str]:
     return [same_id_key(name) for name in names]
 
 
-def _one_channel(images: list[Path], on_problem: OnProblem) -> list[Path]:
+def _one_channel(images: list[Path], labels: list[Path], on_problem: OnProblem) -> list[Path]:
     """Leave out further channels of an image (``_0001`` beside ``_0000``), saying so."""
-    names = {stem(image) for image in images}
+    channels = _channels([stem(image) for image in images], {stem(label) for label in labels})
     kept = []
     for image in images:
-        channel = _FURTHER_CHANNEL.search(stem(image))
-        if channel is not None and stem(image)[: channel.start()] + "_0000" in names:
+        if stem(image) in channels:
             message = f"{image} is a further channel of an image, of which only the first is used."
             on_problem(image, InputError(message, hint="Add it from a folder of its own to use it instead."))
         else:
             kept.append(image)
     return kept
+
+
+def _channels(names: list[str], labels: set[str]) -> set[str]:
+    """Which names are further channels of an image, as nnU-Net numbers them, rather than numbered cases.
+
+    Numbers beyond 9, labels of single numbers, or more numbers of one name than images have channels tell of
+    cases: ``patient_0000`` to ``patient_0011``.
+    """
+    numbers: dict[str, list[str]] = {}
+    for name in names:
+        ending = _NUMBER.search(name)
+        if ending is not None:
+            numbers.setdefault(name[: ending.start()], []).append(ending[1])
+    several = sum("0000" in found for found in numbers.values()) > 1
+    labeled = {_LABEL.sub("", label) for label in labels}
+    channels: set[str] = set()
+    for base, found in numbers.items():
+        further = [f"{base}_{number}" for number in found if number != "0000"]
+        cases = any(number > "0009" for number in found) or not labeled.isdisjoint(further)
+        if "0000" in found and not cases and (several or base in labeled or len(found) <= _CHANNELS):
+            channels.update(further)
+    return channels

@@ -641,6 +641,12 @@ def test_a_very_long_run_asks_on_a_terminal_only(
         (DiskFull("The disk is full."), 4, "disk_full"),
         (MemoryError(), 4, "out_of_memory"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 4, "out_of_memory"),
+        (
+            RuntimeError("DefaultCPUAllocator: not enough memory: you tried to"),
+            4,
+            "out_of_memory",
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), 4, "out_of_memory"),
         (OSError(errno.ENOSPC, "No space left on device", "weights"), 4, "disk_full"),
         (KeyboardInterrupt(), 3, "cancelled"),
         (ZeroDivisionError("division by zero"), 1, "error"),

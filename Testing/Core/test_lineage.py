@@ -15,9 +15,11 @@ import torch
 
 from SFRCore import api
 from SFRCore.errors import Cancelled, InputError
+from SFRCore.foundation.checkpoints import build_foundation, save_foundation_checkpoint
 from SFRCore.foundation.spec import SPECS
 from SFRCore.foundation.tuning import apply_tuning
 from SFRCore.planning import Plan
+from SFRCore.runtime import loop
 from SFRCore.runtime.devices import Device, choose_device
 from SFRCore.settings import Settings
 from SFRCore.stages import estimate as estimation
@@ -437,6 +439,43 @@ def test_another_foundation_starts_the_student_anew(study: Study, monkeypatch: p
     assert made_by(study, STUDENT)["parent"] is None
     study.accept("case_03")
     assert run(study, **long, **changes)["retrain"]["iterations"] == shortened(10), "other labels only"
+
+
+def test_the_estimate_is_of_the_steps_that_are_left(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long training that was cut off at its end is not refused as a long one."""
+    long = {"iterations_finetune": 10, "iterations_retrain": 10}
+    monkeypatch.setattr(loop, "EVENT_SECONDS", 0.0)
+    monkeypatch.setattr(estimation, "measure", lambda *_, **__: 1.0)
+    monkeypatch.setattr(estimation, "_phases_seconds", lambda trainer, _: float(trainer.total))
+
+    def cut_at(stage: str) -> dict[str, float]:
+        def stop(event: dict[str, Any]) -> None:
+            if (event["event"], event["stage"], event.get("step")) == (
+                "progress",
+                stage,
+                7,
+            ) and "loss" in event:
+                raise Cancelled("stopped by the test")
+
+        with pytest.raises(Cancelled):
+            api.run(study, on_event=stop, **(SETTINGS | long))
+        found: dict[str, float] = api.estimate(study, **(SETTINGS | long))["per_stage"]
+        return found
+
+    assert cut_at("finetune")["finetune"] == 3
+    left = cut_at("retrain")
+    assert left["finetune" if "finetune" in left else "pseudolabel"] == 0 and left["retrain"] == 3
+
+
+def test_a_run_given_again_has_the_foundation_of_the_one_before(study: Study, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "own.pth"
+    save_foundation_checkpoint(build_foundation("tiny", classes=4, canvas=64, seed=9), checkpoint)
+    given = {key: value for key, value in SETTINGS.items() if key != "foundation"}
+    api.run(study, foundation=str(checkpoint), **given)
+    api.run(study, **(given | {"recipe": "baseline"}))
+    again = api.run(study, **given)["stages"]
+    assert all(done["skipped"] for name, done in again.items() if name in ("finetune", "retrain")), again
+    assert api.run(study, foundation="tiny", **given)["stages"]["finetune"]["skipped"] is False
 
 
 def test_a_foundation_of_other_settings_is_not_mixed_with_these(study: Study) -> None:

@@ -98,6 +98,19 @@ def test_sides_of_the_body_are_not_mirrored() -> None:
     assert planned("auto", volumes((64, 64, 64)), names=list("abcd"), values=[1, 2, 3, 4]).flip_axes == ()
 
 
+@pytest.mark.parametrize(
+    ("names", "sided"),
+    [
+        ("Hippocampus L,Femur_l,rh,LV,LeftLung,left2,kidney-right,Niere links", True),
+        ("Linke Niere,Bright lesion,L5,Liver,Cleft,Tumour", False),
+    ],
+)
+def test_what_names_a_side(names: str, sided: bool) -> None:
+    for name in names.split(","):
+        plan = planned("auto", volumes((64, 64, 64)), names=[name, "x"])
+        assert (plan.flip_axes == ()) == sided, name
+
+
 def test_left_and_right_are_found_under_any_stacking_axis() -> None:
     assert planned("hippocampus", volumes((35, 50, 36)), stack_axis=0).flip_axes == (2,)
     assert planned("hippocampus", volumes((35, 50, 36)), stack_axis=1).flip_axes == (0,)

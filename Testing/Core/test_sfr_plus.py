@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from SFRCore import api
-from SFRCore.errors import Cancelled, InputError
+from SFRCore.errors import Cancelled, InputError, SFRError
 from SFRCore.foundation.spec import SPECS
 from SFRCore.recipes import get_recipe
 from SFRCore.report import write_report
@@ -169,6 +169,39 @@ def test_uncertain_crops_leave_sam_alone(study: Study, monkeypatch: pytest.Monke
     assert told == [0.0] * 6
     warned = [event for event in events if event["event"] == "warning" and event["code"] == "threshold"]
     assert len(warned) == 1 and "no crop" in warned[0]["message"] and "threshold=" in warned[0]["hint"]
+
+
+def test_crops_that_are_confident_now_and_then_are_a_choice(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where each batch is of one kind, as with a single unlabeled crop."""
+    confidence = iter([0.0, 1.0, 0.0, 0.0, 1.0, 0.0])
+    monkeypatch.setattr(selection, "INACTIVE", 3)
+    monkeypatch.setattr(
+        selection, "crop_confidence", lambda judged, *_: torch.full((len(judged),), next(confidence))
+    )
+    _, events = run(study, options={"threshold": 0.5, "warm_up": 0.0})
+    assert not [event for event in events if event["event"] == "warning" and event["code"] == "threshold"]
+
+
+def test_sam_that_is_no_number_any_more_ends_the_training(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest of its NaN would be background, in every pseudo-label from then on."""
+    monkeypatch.setattr(loop, "DIVERGED_STEPS", 2)
+    gradient = SelectiveTrainer._foundation_gradient
+    tuned: list[int] = []
+
+    def broken(trainer: SelectiveTrainer, step: int, batch: Batch, labels: Any) -> None:
+        gradient(trainer, step, batch, labels)
+        trainer.foundation_loss = float("nan") if step > 1 else trainer.foundation_loss
+        monkeypatch.setattr(trainer.tuner.optimisation, "step", lambda: tuned.append(step))
+
+    monkeypatch.setattr(SelectiveTrainer, "_foundation_gradient", broken)
+    with pytest.raises(SFRError, match="no longer a number since step 3") as caught:
+        run(study, options={"threshold": 0.0, "warm_up": 0.0})
+    assert caught.value.code == "diverged" and tuned == [0, 1]
+    assert not (study.root / STUDENT).exists()
 
 
 def test_of_a_mixed_batch_one_crop_goes_to_sam_and_the_other_learns_from_it(

@@ -20,7 +20,7 @@ from SFRCore.runtime.locks import FileLock
 from SFRCore.study import Case, Structure, Study, as_structures, default_color, parse_structures
 from SFRCore.study.case import case_id_from, check_case_id, check_inside
 from SFRCore.study.document import SCHEMA_VERSION, Document
-from SFRCore.study.pairing import image_stem, label_stem, stem
+from SFRCore.study.pairing import image_stem, label_stem, pair_files, stem
 
 SIZE = (7, 6, 5)
 CT_FOLDER = Path(__file__).parents[3] / "shared/data/abdomen_ct/dicom"
@@ -624,6 +624,30 @@ def test_bad_files_are_reported_and_stop_nothing(study: Study, tmp_path: Path):
     assert sorted(problems) == ["a.nrrd", "b.nrrd", "c.nii.gz", "d_0001.nrrd", "e.nrrd"]
     assert "already has a case called a" in problems["a.nrrd"] and "e_seg.nrrd" in problems["e.nrrd"]
     assert not list(study.root.glob(".staging/*")) and not (study.root / "labels").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "left_out"),
+    [
+        ([f"patient_{n:04d}" for n in range(12)], [], []),
+        ([f"patient_{n:04d}" for n in range(5)], [], []),
+        (["p_0000", "p_0001", "p_0002"], ["p_0001"], []),
+        (["p_0000", "p_0001", "p_0002"], ["p_0001_seg"], []),
+        (["p_0000", "p_0001", "p_0002"], ["p"], ["p_0001", "p_0002"]),
+        (["p_0000", "p_0001"], [], ["p_0001"]),
+        (["p_0000", "p_0001", "q_0000", "q_0001"], ["p", "q"], ["p_0001", "q_0001"]),
+        ([f"{base}_000{n}" for base in "pq" for n in range(3)], [], ["p_0001", "p_0002", "q_0001", "q_0002"]),
+    ],
+)
+def test_numbered_cases_are_no_channels(tmp_path: Path, names, labels, left_out):
+    for folder, found in (("in", names), ("gt", labels)):
+        (tmp_path / folder).mkdir()
+        for name in found:
+            (tmp_path / folder / f"{name}.nrrd").touch()
+    problems: list[str] = []
+    pairs = pair_files(tmp_path / "in", tmp_path / "gt", lambda path, error: problems.append(path.stem))
+    assert problems == left_out and {pair.image.stem for pair in pairs} == {*names} - {*left_out}
+    assert sum(pair.label is not None for pair in pairs) == len(labels)
 
 
 def test_adding_a_folder_is_stopped_between_two_images(study: Study, tmp_path: Path):
