@@ -31,6 +31,7 @@ from .volume_nodes import (
     has_other_voxels,
     image_of,
     note_voxels,
+    sequence_of,
     show_image,
 )
 
@@ -58,10 +59,13 @@ def add_volume(
     is shown is taken. `role` and `resample` are those of `Study.add`. `other_volume` allows a segmentation
     that was drawn on another volume of the scene, `empty` one without a voxel.
 
-    Raises `InputError` for what is no scalar volume, a non-linear or shearing transform, or a label that does
-    not fit (see `label_of`, `check_drawn_on`, `check_not_empty`); the study is then unchanged.
+    Raises `InputError` for what is no scalar volume, a volume that is a case already (unless it is to have
+    another `id`), a non-linear or shearing transform, or a label that does not fit (see `label_of`,
+    `check_drawn_on`, `check_not_empty`); the study is then unchanged.
     """
     check_scalar(volume)
+    if id is None:
+        _refuse_twin(study, volume)
     label = None
     if segmentation is not None:
         if not other_volume:
@@ -259,6 +263,18 @@ def _is_image_of(
         return not geometry_of(node).difference(geometry) and not has_other_voxels(node)
     except InputError:
         return False
+
+
+def _refuse_twin(study: Study, volume: slicer.vtkMRMLScalarVolumeNode) -> None:
+    """Raise `InputError` for a volume that was added before; of a sequence, for a frame that was."""
+    if not study_nodes.is_marked(volume, study, None, "image"):
+        return
+    id = volume.GetAttribute(study_nodes.CASE)
+    if id in study.cases and (sequence_of(volume) is None or case_id_of(volume) == id):
+        raise InputError(
+            f"The study already has a case called {id}, and '{volume.GetName()}' is its image.",
+            hint="To give it a label, select the case in the table and press 'Label of the selected case'.",
+        )
 
 
 def _label_of_case(

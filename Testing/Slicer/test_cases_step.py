@@ -176,6 +176,21 @@ def test_segmentation_of_another_volume_or_an_empty_one_is_asked_about(step, tmp
     assert step.session.study.case("two").label != labels
 
 
+def test_volume_that_is_a_case_gets_its_label_by_another_button(step, tmp_path):
+    step.logic.createStudy(tmp_path / "s", {1: "Anterior lobe"})
+    volume, segmentation = loaded_volume()
+    step.ui.volumeSelector.setCurrentNode(volume)
+    step.ui.addVolumeButton.click()
+    step.ui.segmentationSelector.setCurrentNode(segmentation)
+    step.ui.addVolumeButton.click()
+    assert [row[:2] for row in rows(step)] == [["scan", "unlabeled"]]
+    assert f"press '{step.ui.setLabelButton.text}'" in step.panel.ui.errorLabel.text
+    assert step.ui.segmentationSelector.currentNode() is segmentation
+    step.table.select(["scan"])
+    step.ui.setLabelButton.click()
+    assert [row[:2] for row in rows(step)] == [["scan", "labeled"]]
+
+
 def test_segmentation_of_another_grid_is_asked_about(step, tmp_path):
     step.logic.createStudy(tmp_path / "s", {1: "Anterior lobe"})
     volume, segmentation = loaded_volume()

@@ -80,6 +80,19 @@ def test_a_volume_without_a_file_is_copied(study):
     assert scene.add_volume(study, volumeNode(turned(), "Herz: Müller/2", seed=1)).id == "Herz_ Müller_2_2"
 
 
+def test_a_volume_is_added_once(study):
+    node = volumeNode(turned(), "scan")
+    case = scene.add_volume(study, node)
+    with pytest.raises(InputError, match="already has a case called scan, and 'scan' is its image") as raised:
+        scene.add_volume(study, node)
+    assert "Label of the selected case" in raised.value.hint and list(study.cases) == [case.id]
+    shown = scene.load_image(study, case.id)
+    shown.SetName("renamed")
+    with pytest.raises(InputError, match="and 'renamed' is its image"):
+        scene.add_volume(study, shown)
+    assert scene.add_volume(study, node, id="again").id == "again"
+
+
 def test_what_was_changed_after_loading_is_copied(study, tmp_path):
     path = tmp_path / "a.nrrd"
     sitk.WriteImage(image_of(volumeNode(turned())), str(path))
@@ -206,6 +219,10 @@ def test_the_frame_that_is_shown_of_a_sequence_is_copied(study):
     case = scene.add_volume(study, browser.GetProxyNode(sequence))
     assert case.id == "cine frame 2" and case.image.startswith("images/")
     assert np.array_equal(sitk.GetArrayFromImage(read_image(study.image_path(case.id))), grey(1))
+    with pytest.raises(InputError, match="already has a case called cine frame 2"):
+        scene.add_volume(study, browser.GetProxyNode(sequence))
+    browser.SetSelectedItemNumber(2)
+    assert scene.add_volume(study, browser.GetProxyNode(sequence)).id == "cine frame 3"
 
 
 def test_what_is_no_grey_volume_is_refused(study):
