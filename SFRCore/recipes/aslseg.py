@@ -11,7 +11,7 @@ from ..stages.lineage import recipe_options
 from ..stages.predict import predict
 from ..stages.prompted import tune_prompted
 from ..stages.refine import refine
-from ..stages.rounds import NOTHING, Selection, publish, round_student, train_round
+from ..stages.rounds import NOTHING, Selection, is_trained, publish, round_student, train_round
 from . import Recipe
 
 
@@ -27,7 +27,7 @@ def run(context: StageContext) -> dict[str, Any]:
         student = round_student(context, number - 1, selection)
 
         def needed(known: Selection, number: int = number) -> bool:
-            return not round_student(context, number, known).is_done()
+            return not is_trained(context, number, known)
 
         selection, done[f"refine {number}"] = refine(context, number, student, needed=needed)
         done[f"retrain {number}"] = train_round(context, number, selection)

@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..foundation.prompting import PromptedSAM, load_prompted
 from ..students import Student, load_student
 from ..students.sliding_window import sliding_window
+from ..study import Case
 from ..volumes import CachedVolume
 from .adaptation import BOTH, with_guesses
 from .aslseg_models import adaptation_lineage, prompted_lineage
@@ -56,7 +57,11 @@ def refine(
         )
     known = saved_selection(context, number, identity)
     current = {case.id for case in cases if is_current(context, case, identity)}
-    if known is not None and (set(known.cases) <= current or not needed(known)):
+    if (
+        known is not None
+        and not _unjudged(context, cases, known)
+        and (set(known.cases) <= current or not needed(known))
+    ):
         context.emit("skipped", message=f"The pseudo-labels of round {number} are chosen already.")
         return known, {"skipped": True, "reliable": len(known.cases)}
     waiting, mine = context.share([case for case in cases if case.id not in current])
@@ -94,7 +99,8 @@ def refine(
         for case, result in results.items()
         if result is not None
     }
-    chosen = Selection(identity, tuple(case for case, judged in numbers.items() if judged["reliable"]))
+    reliable = tuple(case for case, judged in numbers.items() if judged["reliable"])
+    chosen = Selection(identity, reliable, frozenset(numbers))
     if context.main:
         study.write_confidence_table(KIND)
         save_selection(context, number, chosen, numbers)
@@ -109,6 +115,12 @@ def refine(
         _say_none_is_reliable(context, number, numbers)
     context.emit("finished_stage", cases=done)
     return chosen, {"skipped": False, "cases": done, "reliable": len(chosen.cases)}
+
+
+def _unjudged(context: StageContext, cases: Sequence[Case], known: Selection) -> bool:
+    """Whether a case that could not be read when the others were judged can be read now."""
+    missing = [case for case in cases if case.id not in known.judged]
+    return bool(context.readable(missing, lambda case: None, "reading unlabeled volumes"))
 
 
 def _say_none_is_reliable(

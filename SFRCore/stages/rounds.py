@@ -44,10 +44,13 @@ RELIABLE = "reliable.json"
 
 @dataclass(frozen=True)
 class Selection:
-    """The cases whose pseudo-labels of one refinement, that of ``identity``, are reliable."""
+    """The cases whose pseudo-labels of one refinement, that of ``identity``, are reliable, among the
+    ``judged`` ones: a case that could not be read is not among them.
+    """
 
     identity: str
     cases: tuple[str, ...]
+    judged: frozenset[str] = frozenset()
 
 
 NOTHING = Selection("", ())
@@ -108,7 +111,8 @@ def saved_selection(context: StageContext, number: int, identity: str) -> Select
         return None
     try:
         content = read_json(path)
-        found = Selection(str(content["identity"]), tuple(map(str, content["cases"])))
+        cases, judged = tuple(map(str, content["cases"])), frozenset(content["numbers"])
+        found = Selection(str(content["identity"]), cases, judged)
     except (InputError, KeyError, TypeError):
         return None
     return found if found.identity == identity else None
@@ -130,11 +134,8 @@ def train_round(context: StageContext, number: int, selection: Selection) -> dic
     Raises InputError where no labeled case can be used.
     """
     context.begin(STAGE)
-    lineage = round_student(context, number, selection)
-    labeled: dict[str, CachedVolume] = {}
-    unlabeled: dict[str, CachedVolume] = {}
+    lineage, labeled, unlabeled = _as_read(context, number, selection)
     if not lineage.is_done():
-        labeled, unlabeled = training_volumes(context)
         added = reliable_volumes(context, selection)
         labeled = {**added, **labeled}
         left = {case: volume for case, volume in unlabeled.items() if case not in added}
@@ -150,6 +151,15 @@ def train_round(context: StageContext, number: int, selection: Selection) -> dic
         total = shortened(total)
     trainer = Retrainer(context, labeled, unlabeled, total=total, guided=False, parent_weights=weights)
     return train_student(context, lineage, trainer)
+
+
+def is_trained(context: StageContext, number: int, selection: Selection) -> bool:
+    """Whether the student of one round has learned from all of its cases that can be read now; the reliable
+    pseudo-labels need not be there any more.
+
+    Raises InputError where no labeled case can be used.
+    """
+    return _as_read(context, number, selection)[0].is_done()
 
 
 def publish(context: StageContext, student: Lineage) -> None:
@@ -174,6 +184,25 @@ def reliable_volumes(context: StageContext, selection: Selection) -> dict[str, C
     return context.readable(
         cases, lambda case: study.result_paths(case.id, "pseudo_label")[0], "reading pseudo-labels"
     )
+
+
+def _as_read(
+    context: StageContext, number: int, selection: Selection
+) -> tuple[Lineage, dict[str, CachedVolume], dict[str, CachedVolume]]:
+    """The lineage of the student of one round, with only those cases that can be read, and its labeled and
+    unlabeled volumes; none are read where it is done with all cases.
+    """
+    lineage = round_student(context, number, selection)
+    if lineage.is_done():
+        return lineage, {}, {}
+    labeled, unlabeled = training_volumes(context)
+    others = [
+        case
+        for case in unlabeled_for_training(context)
+        if case.id in selection.cases and case.id not in unlabeled
+    ]
+    reliable = context.readable(others, lambda case: None, "reading unlabeled volumes")
+    return _made_of(lineage, {**labeled, **unlabeled, **reliable}, unlabeled), labeled, unlabeled
 
 
 def _made_of(lineage: Lineage, labeled: Collection[str], unlabeled: Collection[str]) -> Lineage:

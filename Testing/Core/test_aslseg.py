@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -454,6 +455,44 @@ def test_more_or_fewer_rounds_keep_those_that_are_done(study: Study) -> None:
     assert info.read_bytes() == student
     other = context_of(study, options={**one, "agreement": 0.1}, **short)
     assert round_student(other, 0, NOTHING).is_done() and not round_student(other, 1, NOTHING).is_done()
+
+
+SHORT: dict[str, Any] = {"ssl": "supervised", "iterations_finetune": 1, "iterations_retrain": 1}
+
+
+def study_without(root: Path, cohort: tuple[Path, Path], id: str) -> tuple[Study, Path, Path]:
+    """A study on images of its own, that of one case moved away: the path in the study and where it is."""
+    images = Path(shutil.copytree(cohort[0], root / "images"))
+    study = make_study(root / "study", (images, cohort[1]))
+    image = study.image_path(id)
+    return study, image, image.rename(root / "away.nrrd")
+
+
+def test_an_unreadable_labeled_case_does_not_refine_every_round_anew(
+    tmp_path: Path, cohort: tuple[Path, Path]
+) -> None:
+    study, _, _ = study_without(tmp_path, cohort, "case_02")
+    options = {**ALL, "rounds": 2, "corruptions": 1}
+    first, _ = run(study, options=options, **SHORT)
+    assert [first[f"refine {number}"]["cases"] for number in (1, 2)] == [2, 2]
+    again, _ = run(study, options=options, **SHORT)
+    assert all(stage["skipped"] for stage in again.values()), again
+
+
+def test_a_case_that_can_be_read_again_is_judged(tmp_path: Path, cohort: tuple[Path, Path]) -> None:
+    study, image, away = study_without(tmp_path, cohort, "case_04")
+    options = {**ALL, "rounds": 1, "corruptions": 1}
+    first, _ = run(study, options=options, **SHORT)
+    assert first["refine 1"]["cases"] == 1
+    again, _ = run(study, options=options, **SHORT)
+    assert again["refine 1"]["skipped"] and again["retrain 1"]["skipped"], "it still cannot be read"
+    away.rename(image)
+    done, _ = run(study, options=options, **SHORT)
+    assert done["retrain"]["skipped"] and done["refine 1"]["cases"] == 1
+    result = study.result("case_04", "pseudo_label")
+    assert result is not None and not done["retrain 1"]["skipped"]
+    reliable = json.loads((study.models_dir / "aslseg-supervised" / "round-1" / "reliable.json").read_text())
+    assert set(reliable["numbers"]) == {"case_03", "case_04"}
 
 
 def test_labels_that_show_nothing_are_refused_in_a_sentence(study: Study) -> None:
