@@ -21,6 +21,7 @@ from .lineage import (
     images,
     labels,
     recipe_options,
+    rejected_cases,
     seen_by,
     test_cases,
 )
@@ -74,6 +75,7 @@ def prompted_lineage(context: StageContext) -> Lineage:
         existing=existing,
         inherited=frozenset(),
         tests=test_cases(context),
+        withdrawn=rejected_cases(context),
         images=images(context),
         tuning=tuning,
     )
@@ -111,5 +113,6 @@ def adaptation_lineage(context: StageContext) -> Lineage:
         existing=existing_model(context, folder / STUDENT_INFO),
         inherited=seen_by(prompted.existing or {}),
         tests=test_cases(context),
+        withdrawn=rejected_cases(context),
         images=images(context),
     )

@@ -39,7 +39,7 @@ class Lineage:
     ``folder`` holds it, ``made_from`` is its data: at first all labels and unlabeled cases of the study, then
     (:meth:`made_of`) those that could be read. ``existing`` says what made the model that is in the folder
     now, ``inherited`` names cases whose labels shaped the pseudo-labels, ``tests`` the study's test cases,
-    ``images`` the hash of every image, as far as it is known.
+    ``withdrawn`` those that were rejected, ``images`` the hash of every image, as far as it is known.
     """
 
     folder: Path
@@ -49,6 +49,7 @@ class Lineage:
     existing: Mapping[str, Any] | None
     inherited: frozenset[str]
     tests: frozenset[str]
+    withdrawn: frozenset[str]
     images: Mapping[str, str]
     tuning: str = ""
 
@@ -63,6 +64,13 @@ class Lineage:
         return self.existing is not None and not self.tests.isdisjoint(seen_by(self.existing))
 
     @property
+    def unlearned(self) -> bool:
+        """Whether the model in the folder has seen a label that was accepted and then taken back: weights
+        cannot forget it, so the next training starts anew.
+        """
+        return self.existing is not None and not self.withdrawn.isdisjoint(seen_by(self.existing))
+
+    @property
     def replaced(self) -> bool:
         """Whether a case that the model in the folder learned from has another image now."""
         known = (self.existing or {}).get("images", {})
@@ -72,7 +80,7 @@ class Lineage:
     def parent(self) -> str | None:
         """The model whose weights this one goes on from; None where it starts anew."""
         existing = self.existing
-        if existing is None or self.leaks or existing["recipe"] != self.recipe:
+        if existing is None or self.leaks or self.unlearned or existing["recipe"] != self.recipe:
             return None
         return str(existing["model"]) if existing["data"] != self.data or self.replaced else None
 
@@ -81,6 +89,7 @@ class Lineage:
         return (
             existing is not None
             and not self.leaks
+            and not self.unlearned
             and not self.replaced
             and (existing["recipe"], existing["data"]) == (self.recipe, self.data)
         )
@@ -170,6 +179,7 @@ def foundation_lineage(context: StageContext) -> Lineage:
         existing=existing,
         inherited=frozenset(),
         tests=test_cases(context),
+        withdrawn=rejected_cases(context),
         images=images(context),
         tuning=tuning,
     )
@@ -257,6 +267,7 @@ def student_lineage(context: StageContext, options: Mapping[str, Any] | None = N
         existing=existing_model(context, folder / STUDENT_INFO),
         inherited=inherited,
         tests=test_cases(context),
+        withdrawn=rejected_cases(context),
         images=images(context),
     )
 
@@ -360,6 +371,11 @@ def foundation_identity(name: str) -> Any:
 def test_cases(context: StageContext) -> frozenset[str]:
     """The ids of the study's test cases."""
     return frozenset(case.id for case in context.study.test_cases())
+
+
+def rejected_cases(context: StageContext) -> frozenset[str]:
+    """The ids of the cases whose segmentation was rejected; labels drawn by hand cannot be."""
+    return frozenset(case.id for case in context.study.unlabeled_cases() if case.review == "rejected")
 
 
 def seen_by(made_by: Mapping[str, Any]) -> frozenset[str]:

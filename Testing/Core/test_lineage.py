@@ -441,6 +441,21 @@ def test_another_foundation_starts_the_student_anew(study: Study, monkeypatch: p
     assert run(study, **long, **changes)["retrain"]["iterations"] == shortened(10), "other labels only"
 
 
+def test_a_label_that_was_taken_back_is_unlearned(study: Study) -> None:
+    """Weights cannot forget it: foundation and student start anew, once."""
+    run(study)
+    study.accept("case_03")
+    run(study)
+    assert "case_03" in made_by(study, STUDENT)["seen"] and made_by(study, STUDENT)["parent"]
+    study.reject("case_03")
+    done = run(study)
+    assert done["finetune"]["iterations"] == done["retrain"]["iterations"] == 2
+    for model in ("foundation/foundation", STUDENT):
+        assert made_by(study, model)["parent"] is None and "case_03" not in made_by(study, model)["seen"]
+    again = run(study)
+    assert again["finetune"]["skipped"] and again["retrain"]["skipped"]
+
+
 def test_the_estimate_is_of_the_steps_that_are_left(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long training that was cut off at its end is not refused as a long one."""
     long = {"iterations_finetune": 10, "iterations_retrain": 10}
