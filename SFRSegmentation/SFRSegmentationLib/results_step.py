@@ -25,7 +25,7 @@ from .result_files import (
     write_segmentation,
     write_table,
 )
-from .session import JOB, PROGRESS, RESULTS
+from .session import JOB, PROGRESS, RESULTS, STUDY
 from .slice_layers import hide_other_results, show_layers
 from .step import DONE, EMPTY, READY, RUNNING, Step
 from .table_rows import TableRows
@@ -99,6 +99,8 @@ class ResultsStep(Step):
     def changed(self, what: str) -> None:
         """While a job runs only the cases that it has finished are looked at again."""
         study = self.session.study
+        if what == STUDY:
+            self._leaveStudy()
         if what == RESULTS and study is not None:
             fresh = set(self.session.fresh)
             known = {row.id: row for row in self.rows if row.id not in fresh}
@@ -110,6 +112,21 @@ class ResultsStep(Step):
             self._refreshButtons(study)
         elif what != PROGRESS:
             self.refresh()
+
+    def _leaveStudy(self) -> None:
+        """What was begun for the study that was open is not gone on with in the next one; scores and a report
+        are written by themselves. A volume that is being segmented is of the scene, not of the study.
+        """
+        self._last = ""
+        if self.work.running:
+            self._last = _("{what}: stopped after {done} of {total}, because the study was left.").format(
+                what=self._what, done=self.work.done, total=self.work.total
+            )
+            self.work.stop()
+        if self._follower is not None and self.application is None:
+            self._last = _("{what}: goes on for the study that was left.").format(what=self._what)
+            self._follower.stop()
+            self._follower = self._then = None
 
     def refresh(self) -> None:
         study = self.session.study

@@ -405,6 +405,32 @@ def test_a_study_closed_while_loading(results, waitFor):
     assert results.rows == []
 
 
+def test_loading_ends_with_the_study(results, tmp_path):
+    """Both studies have cases of the same names."""
+    other = cohortOf(tmp_path / "other", "prediction")
+    results.ui.loadButton.click()
+    results.logic.openStudy(other)
+    assert not results.busy and results.ui.loadButton.enabled
+    assert "stopped after 0 of 3, because the study was left" in results.ui.workLabel.text
+    for _turn in range(20):
+        slicer.app.processEvents()
+    assert segmentations() == []
+
+
+def test_a_report_of_the_study_that_was_left_is_not_opened(results, worker, waitFor, monkeypatch, tmp_path):
+    opened = []
+    worker()
+    monkeypatch.setattr(type(results), "openPage", lambda self, path: opened.append(path))
+    page = results.session.study.root / "reports" / "report.html"
+    results.ui.reportButton.click()
+    results.logic.openStudy(cohortOf(tmp_path / "other", "prediction"))
+    assert not results.busy and "goes on for the study that was left" in results.ui.workLabel.text
+    waitFor(page.exists)
+    results.ui.reportButton.click()
+    waitFor(lambda: not results.busy)
+    assert [path.parents[1].name for path in opened] == ["other"]
+
+
 def test_a_selection_stays_with_its_cases(results):
     select(results, "b")
     results.refresh()
