@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,33 +14,60 @@ import slicer
 from slicer.i18n import tr as _
 
 from SFRCore.errors import InputError
-from SFRCore.study import Structure, Study, as_structures, parse_structures
+from SFRCore.study import Structure, Study, as_structures
 from SFRCore.study.structures import default_color
 
 AGREED = "SFR/agreedFiles"
 LISTED = 20
+_VALUED = re.compile(r"(\d+(?:\s*\+\s*\d+)*)\s*=(.*)")
 
 
 def ask_for_structures(questions: Any, segmentation: Any) -> list[Structure] | None:
     """The structures that a new study is about, from a line of names; None where the user cancelled.
 
-    Offers the segments of ``segmentation``, in their colours. Raises InputError for names that cannot be
-    used.
+    Offers the segments of ``segmentation``, in their colours; where the line is left as it is, their names may
+    have any character. Raises InputError for names that cannot be used.
     """
     segments = _segments(segmentation)
+    names = [name for name in segments if name]
+    offered = "; ".join(names) + (";" if any("," in name for name in names) else "")
     text = questions.text(
         _("What is to be segmented?"),
-        _("Names, separated by commas (or with their values in label files: 1=Liver, 4=Spleen)"),
-        ", ".join(segments) or _("Left atrium"),
+        _(
+            "Names, separated by commas, or by semicolons where a name has a comma in it "
+            "(or with their values in label files: 1=Liver, 4=Spleen)"
+        ),
+        offered or _("Left atrium"),
     )
     if text is None:
         return None
-    if "=" in text:
-        found = parse_structures(text)
-    else:
-        names = [name.strip() for name in text.split(",") if name.strip()]
+    if names and text.strip() == offered.strip():
         found = as_structures(dict(enumerate(names, start=1)))
+    else:
+        found = _structures_of(text)
     return [replace(s, color=segments.get(s.name, default_color(number))) for number, s in enumerate(found)]
+
+
+def _structures_of(text: str) -> list[Structure]:
+    """The structures of a line of names, or of names with values, as ``1+2=Liver; 4=Spleen``. Semicolons or new
+    lines separate them; without one, commas do.
+    """
+    separators = r"[;\n]" if re.search(r"[;\n]", text) else ","
+    parts = [part.strip() for part in re.split(separators, text) if part.strip()]
+    valued = [_VALUED.fullmatch(part) for part in parts]
+    if not any(valued):
+        return as_structures(dict(enumerate(parts, start=1)))
+    found = []
+    for number, (part, match) in enumerate(zip(parts, valued, strict=True)):
+        if match is None:
+            raise InputError(
+                f"'{part}' has no value, but other structures have one.",
+                hint="Write each as 1=Liver, or 1+2=Liver for several values; separate them by semicolons "
+                "where a name has a comma in it.",
+            )
+        value, *also = map(int, match[1].split("+"))
+        found.append(Structure(value, match[2], default_color(number), also=tuple(also)))
+    return as_structures(found)
 
 
 def ask_about_label(questions: Any, act: Callable[..., Any], of: str) -> Any:

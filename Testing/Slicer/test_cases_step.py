@@ -9,6 +9,9 @@ import slicer
 from event_loop import Stopwatch, measured
 from panel_tools import Answers, cohort, give_result, loaded_volume, study_of
 from SFRSegmentationLib import chores
+from SFRSegmentationLib.study_questions import ask_for_structures
+
+from SFRCore.errors import InputError
 
 
 @pytest.fixture
@@ -50,6 +53,43 @@ def test_values_and_colours_of_structures(step, tmp_path):
     assert "Anterior lobe" in asked[1][2]
     first, second = step.session.study.structures
     assert (first.value, first.also, first.color, second.also) == (3, (4,), (255, 0, 0), ())
+
+
+def named(text, *segments):
+    """The structures of a new study where segments with these names are chosen and ``text`` is the answer to
+    the question; None leaves what is offered.
+    """
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "drawn")
+    for name in segments:
+        node.GetSegmentation().AddEmptySegment("", name)
+
+    class Asked:
+        def text(self, title, label, value):
+            assert "semicolons where a name has a comma" in label
+            return value if text is None else text(value) if callable(text) else text
+
+    found = ask_for_structures(Asked(), node if segments else None)
+    return {structure.value: structure.name for structure in found}
+
+
+def test_names_of_segments_are_taken_as_they_are():
+    assert named(None, "Kidney, left") == {1: "Kidney, left"}
+    assert named(None, "Kidney, left", "Label=3", "1=a;b") == {1: "Kidney, left", 2: "Label=3", 3: "1=a;b"}
+    assert named(lambda value: value.replace("left", "right"), "Kidney, left") == {1: "Kidney, right"}
+    assert named(lambda value: value + " Spleen", "Kidney, left") == {1: "Kidney, left", 2: "Spleen"}
+
+
+def test_names_that_a_user_types():
+    assert named("Liver, Spleen") == named("Liver; Spleen ;") == named("Liver\nSpleen") == {
+        1: "Liver", 2: "Spleen",
+    }  # fmt: skip
+    assert named("Kidney, left; Kidney, right") == {1: "Kidney, left", 2: "Kidney, right"}
+    assert named("1=Kidney, left; 4 + 5=Spleen") == {1: "Kidney, left", 4: "Spleen"}
+    assert named("1=Liver, 4=Spleen") == {1: "Liver", 4: "Spleen"}
+    assert named("T1=T2, Label=3") == {1: "T1=T2", 2: "Label=3"}
+    for text, said in (("1=Liver, Spleen", "'Spleen' has no value"), ("2=A; 2=B", "given twice")):
+        with pytest.raises(InputError, match=said):
+            named(text)
 
 
 def test_cancelled_question_changes_nothing(step, tmp_path):
