@@ -33,11 +33,39 @@ This page is written by `python Testing/methods_page.py`.
 """
 
 RECIPES = """
-What the papers of two recipes leave open is set with `--recipe-option NAME=VALUE`; what each means stands in
-`SFRCore/recipes/`.
+## What the papers of two recipes leave open
+Neither has released code. What is written below as *here* is our reading; an option changes it where one is
+named, with `--recipe-option NAME=VALUE`.
 
 | `--recipe` | options |
 |---|---|
+"""
+
+READINGS = """
+**SFR+** (IEEE TMI 2025, section III-C): a sample whose confidence, the mean over its voxels of the largest
+probability (Eq. 8), is above 0.985 updates SAM; the others get SAM's pseudo-labels.
+- A sample is here a crop of the training, and all its voxels count; `region=foreground` looks only at
+  structures and two voxels around, for background is easily sure.
+- Here the student's probabilities are looked at, without dropout; `judge=teacher` or `judge=foundation` the
+  others'.
+- SAM learns from the labeled crops and the confident ones with the student's labels, stitched, at a constant
+  `foundation_rate`; it begins after the share `warm_up` of the iterations, and then with every one (of each
+  `period` iterations in the last `updates`).
+- Confident crops get no pseudo-labels of SAM; with `keep_confident=true` they do. The method's own loss is on
+  all.
+
+**ASLseg** (ISBI 2024): a student's predictions prompt a fine-tuned SAM, an adaptation network trained on
+synthetic pseudo-labels refines both, reliable cases join the labeled ones, and so on for some `rounds`.
+- Prompts are here made slice by slice for each connected component of at least 10 voxels: a box enlarged by
+  10/1024 of the canvas and the point deepest inside; `prompts` also knows `mask`, the component itself as
+  strong logits.
+- SAM is tuned by `--tuning` on slices of labeled cases with true components: boxes enlarged by up to 20/1024,
+  points anywhere inside, masks with mistakes.
+- The adaptation network is here a student that sees the image and both predictions, trained on `corruptions`
+  spoilt copies of each label with SAM's answers to them.
+- A case is here reliable if its refined label agrees with the student's and with SAM's, mean Dice at least
+  `agreement`, and the mean probability of its foreground is at least `certainty`. It is judged anew in every
+  round and never replaces a label of a person.
 """
 
 
@@ -54,7 +82,7 @@ def page() -> str:
         )
         lines.append(f"| `{name}` | {method.description} | {method.source} | {options or '–'} |\n")
     shared = ", ".join(f"`{key}={text(value)}`" for key, value in Method.defaults.items())
-    return HEAD.format(shared=shared) + "".join(lines) + RECIPES + "".join(_recipe_lines())
+    return HEAD.format(shared=shared) + "".join(lines) + RECIPES + "".join(_recipe_lines()) + READINGS
 
 
 def _recipe_lines() -> list[str]:
