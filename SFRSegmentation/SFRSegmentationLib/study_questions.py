@@ -25,8 +25,8 @@ _VALUED = re.compile(r"(\d+(?:\s*\+\s*\d+)*)\s*=(.*)")
 def ask_for_structures(questions: Any, segmentation: Any) -> list[Structure] | None:
     """The structures that a new study is about, from a line of names; None where the user cancelled.
 
-    Offers the segments of ``segmentation``, in their colours; where the line is left as it is, their names may
-    have any character. Raises InputError for names that cannot be used.
+    Offers the segments of ``segmentation``, in their colours; where the line is left as it is, any character
+    may be in their names. Raises InputError for names that cannot be used.
     """
     segments = _segments(segmentation)
     names = [name for name in segments if name]
@@ -49,8 +49,8 @@ def ask_for_structures(questions: Any, segmentation: Any) -> list[Structure] | N
 
 
 def _structures_of(text: str) -> list[Structure]:
-    """The structures of a line of names, or of names with values, as ``1+2=Liver; 4=Spleen``. Semicolons or new
-    lines separate them; without one, commas do.
+    """The structures of a line of names, or of names with values, as ``1+2=Liver; 4=Spleen``. Semicolons or
+    new lines separate them; without one, commas do.
     """
     separators = r"[;\n]" if re.search(r"[;\n]", text) else ","
     parts = [part.strip() for part in re.split(separators, text) if part.strip()]
