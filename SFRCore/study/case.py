@@ -30,8 +30,10 @@ class Case:
     """One image of the study.
 
     `image` is a path relative to the study, or absolute for a file outside it. `label` is the newest accepted
-    label, `reference` a label that only evaluation and the report read; both lie in the study. `problem` says
-    why the last run left the case out. `extra` holds keys of study.json that this version does not know.
+    label, `reference` a label that only evaluation and the report read; both lie in the study.
+    `reference_from` is the label that the reference is a copy of, None where it was given as a reference.
+    `problem` says why the last run left the case out. `extra` holds keys of study.json that this version does
+    not know.
     """
 
     id: str
@@ -44,6 +46,7 @@ class Case:
     problem: str | None = None
     image_identity: dict[str, Any] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    reference_from: str | None = None
 
     @property
     def label_number(self) -> int:
@@ -82,7 +85,7 @@ class Case:
         identity = data.get("image_identity")
         if identity is not None and not isinstance(identity, dict):
             raise InputError(f"The size and hash of the image of case {id} cannot be read.")
-        problem = data.get("problem")
+        problem, copied = data.get("problem"), data.get("reference_from")
         return cls(
             id=id,
             image=image,
@@ -94,11 +97,13 @@ class Case:
             problem=None if problem is None else str(problem),
             image_identity=None if identity is None else dict(identity),
             extra={key: value for key, value in data.items() if key not in _KNOWN},
+            reference_from=copied if isinstance(copied, str) else None,
         )
 
 
 _KNOWN = (
     "id", "image", "role", "label", "label_origin", "reference", "review", "problem", "image_identity",
+    "reference_from",
 )  # fmt: skip
 
 

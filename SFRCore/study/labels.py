@@ -93,6 +93,9 @@ class Labels(StudyFolder):
     def set_role(self, ids: str | Iterable[str], role: str) -> None:
         """Give cases a role, all or none; an expert's label of a test case becomes its reference too.
 
+        A reference that was made so is made anew of a newer label that an expert drew or corrected; one that
+        was given by itself stays.
+
         Raises `InputError` for labeled where a case has no label.
         """
         if role not in ROLES:
@@ -109,8 +112,8 @@ class Labels(StudyFolder):
                     )
             for case in found:
                 case.role = role
-                if role == "test" and case.label_origin == "expert" and case.reference is None:
-                    self._copy_to_reference(case)
+                if role == "test":
+                    self._label_as_reference(case)
 
     def flag(self, id: str, problem: str | None) -> None:
         """Note why a case is left out; None takes the note away."""
@@ -128,7 +131,9 @@ class Labels(StudyFolder):
         staged = self._stage(self._checked_label(label, self._geometry(id), resample))
         try:
             with self.transaction("adding a reference"):
-                self.case(id).reference = self._place(staged, f"references/{id}.nrrd")
+                case = self.case(id)
+                case.reference = self._place(staged, f"references/{id}.nrrd")
+                case.reference_from = None
         finally:
             staged.unlink(missing_ok=True)
         return self._inside(f"references/{id}.nrrd")
@@ -178,12 +183,15 @@ class Labels(StudyFolder):
             break
         return relative
 
-    def _copy_to_reference(self, case: Case) -> None:
-        source = self.label_path(case.id)
-        if source is not None and source.is_file():
+    def _label_as_reference(self, case: Case) -> None:
+        drawn = case.label if case.label_origin == "expert" else None
+        if case.reference is not None:
+            versions = [version for version in self.history(case.id) if version.origin != "accepted"]
+            drawn = f"labels/{case.id}/{versions[-1].path.name}" if case.reference_from and versions else None
+        if drawn is not None and drawn != case.reference_from and self._inside(drawn).is_file():
             with atomic_path(self._inside(f"references/{case.id}.nrrd")) as temporary:
-                shutil.copyfile(source, temporary)
-            case.reference = f"references/{case.id}.nrrd"
+                shutil.copyfile(self._inside(drawn), temporary)
+            case.reference, case.reference_from = f"references/{case.id}.nrrd", drawn
 
     def _record_label(self, case: Case, relative: str, origin: str) -> None:
         case.label, case.label_origin, case.review = relative, origin, _REVIEW_OF[origin]

@@ -821,6 +821,23 @@ def test_expert_label_of_a_case_put_aside_for_testing_becomes_its_reference(stud
     assert study.label_path("scan01").parent.name == "scan01" and len(study.history("scan01")) == 1
 
 
+def test_a_corrected_label_renews_the_reference_that_was_a_label(study: Study, image: Path):
+    study.add(image, label=make_label())
+    study.set_role("scan01", "test")
+    study.set_role("scan01", "unlabeled")
+    corrected = study.accept_label("scan01", make_label(seed=1), "corrected")
+    study.accept_label("scan01", make_label(seed=2), "accepted")
+    study = Study.open(study.root)
+    study.set_role("scan01", "test")
+    assert study.reference_path("scan01").read_bytes() == corrected.read_bytes()
+    study.set_reference("scan01", make_label(seed=3))
+    given = study.reference_path("scan01").read_bytes()
+    study.set_role("scan01", "unlabeled")
+    study.accept_label("scan01", make_label(seed=4), "expert")
+    study.set_role("scan01", "test")
+    assert study.reference_path("scan01").read_bytes() == given, "one that was given by itself stays"
+
+
 def test_flags_come_and_go(study: Study, image: Path):
     study.add(image)
     study.flag("scan01", "cannot be read")
@@ -922,5 +939,5 @@ def test_stems():
 
 def test_case_round_trip_keeps_everything():
     case = Case("a", "/x/a.nrrd", "labeled", "labels/a/012-corrected.nrrd", "corrected", "references/a.nrrd",
-                "corrected", "dark", {"size": 1}, {"later": [1]})  # fmt: skip
+                "corrected", "dark", {"size": 1}, {"later": [1]}, "labels/a/001-expert.nrrd")  # fmt: skip
     assert Case.from_dict(case.to_dict()) == case and case.label_number == 12 and case.outside
