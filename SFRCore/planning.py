@@ -22,7 +22,7 @@ LARGEST_CPU_PATCH = 64**3
 """Voxels; a training step on a larger patch takes tens of seconds on a CPU."""
 BYTES_PER_TRAINED_VOXEL = 2400
 """Memory of a V-Net training step for one voxel of one crop, in float32."""
-FEW_ITERATIONS = "Without a GPU, 1000 iterations each are planned instead of the paper's 6000."
+FEW_ITERATIONS = "Planned without a GPU: 1000 iterations each instead of the paper's 6000."
 TRAININGS = ("fine-tuning", "re-training")
 STITCHED = "are stitched into"
 RATE = 0.01
