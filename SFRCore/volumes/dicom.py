@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,10 +60,11 @@ class Series:
         return [s.path for s in _ordered(self)]
 
 
-def list_series(folder: Path | str) -> list[Series]:
+def list_series(folder: Path | str, on_file: Callable[[Path], None] | None = None) -> list[Series]:
     """The image series in a folder and its subfolders, by series number; reads headers only.
 
     Reports, structure sets and pictures without a position (screenshots, dose sheets) are left out.
+    ``on_file`` is called with each file before it is read; what it raises ends the search.
     Raises VolumeError where the folder is missing or holds no DICOM image.
     """
     folder = Path(folder)
@@ -73,6 +75,8 @@ def list_series(folder: Path | str) -> list[Series]:
     for root, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):
+            if on_file is not None:
+                on_file(Path(root) / name)
             header = _header(Path(root) / name)
             if header is None:
                 continue

@@ -1,5 +1,5 @@
 """Adding many cases in a process of its own: every image is read and checked, which takes minutes for a
-cohort.
+cohort; so do the headers of a large DICOM folder on a network drive.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from typing import Any
 
 from SFRCore.errors import SFRError
 from SFRCore.study import Study
+from SFRCore.volumes import list_series
 
 
 def add_folder(reporter: Any, study: str, folder: str, labels: str | None) -> dict[str, Any]:
@@ -28,6 +29,14 @@ def add_folder(reporter: Any, study: str, folder: str, labels: str | None) -> di
         folder, labels=labels, on_problem=report, on_image=lambda path: reporter.check()
     )
     return {"added": [case.id for case in cases], "problems": problems}
+
+
+def dicom_series(reporter: Any, folder: str) -> list[dict[str, str]]:
+    """The DICOM series of a folder, by number: uid and description of each. Between two files it is asked
+    whether to stop.
+    """
+    found = list_series(folder, on_file=lambda path: reporter.check())
+    return [{"uid": series.uid, "description": series.description} for series in found]
 
 
 def add_dicom(reporter: Any, study: str, folder: str, series: str | None) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from slicer.i18n import tr as _
 
 from SFRCore.study import ROLES, Study
 from SFRCore.study.folder import STUDY_FILE
-from SFRCore.volumes import list_series
 
 from .case_table import ROLE, CaseTable, role_words
 from .chore_follower import ChoreFollower
@@ -231,19 +230,28 @@ class CasesStep(Step):
         self._begin("add_folder", self._added, folder=str(folder), labels=labels_folder)
 
     def onAddDicom(self) -> None:
-        """Ask for a folder of DICOM slices, and which series where there are several."""
-        folder = self.questions.folder(_("A folder of DICOM slices"), self._lastFolder())
-        if folder is None:
-            return
-        with slicer.util.WaitCursor():
-            found = list_series(folder)
+        """Ask for a folder of DICOM slices, and find out in a process of its own which series are there."""
+        folder, study = (
+            self.questions.folder(_("A folder of DICOM slices"), self._lastFolder()),
+            self.logic.study,
+        )
+        if folder is not None:
+            self._remember(folder)
+            chore = start_chore("dicom_series", folder=str(folder))
+            self._follow(chore, lambda found: self._addSeries(study, folder, found))
+
+    def _addSeries(self, study: Study, folder: Path, found: list[dict[str, str]]) -> str:
+        """Add the only series that was found, or the one that the user chooses; returns what is going on."""
+        if self.session.study is not study:
+            return ""
         number: int | None = 0
         if len(found) > 1:
-            options = [series.description for series in found]
+            options = [series["description"] for series in found]
             number = self.questions.choose(_("DICOM series"), _("Which series?"), options)
-        if number is not None:
-            self._remember(folder)
-            self._begin("add_dicom", self._added, folder=str(folder), series=found[number].uid)
+        if number is None:
+            return ""
+        self._begin("add_dicom", self._added, folder=str(folder), series=found[number]["uid"])
+        return str(self.ui.addingLabel.text)
 
     def onRelink(self) -> None:
         """Ask where images that were moved are now, and find them there."""
@@ -270,10 +278,12 @@ class CasesStep(Step):
 
     def _begin(self, chore: str, told: Callable[[Any], str], **arguments: Any) -> None:
         """Start a chore on the study; ``told`` puts its result in words."""
-        study = self.logic.study
-        self._before = {case.id: case.image for case in study.cases.values()}
+        self._follow(start_chore(chore, study=str(self.logic.study.root), **arguments), told)
+
+    def _follow(self, chore: Chore, told: Callable[[Any], str]) -> None:
+        self._before = {case.id: case.image for case in self.logic.study.cases.values()}
         self._adding = ChoreFollower(
-            start_chore(chore, study=str(study.root), **arguments),
+            chore,
             lambda chore: self._ended(chore, told),
             lambda chore: self._reload(),
         )
@@ -291,7 +301,7 @@ class CasesStep(Step):
             self._say("")
             self.panel.showError(chore.error.message, chore.error.hint)
         else:
-            self._say(told(chore.result))
+            self._say(self.attempt(lambda: told(chore.result)) or "")
         self.refresh()
         self.panel.showHeaders()
 

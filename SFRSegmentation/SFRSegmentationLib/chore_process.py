@@ -127,6 +127,7 @@ CHORES: dict[str, Callable[..., Any]] = {
         adopt,
         sample,
         adding.add_folder,
+        adding.dicom_series,
         adding.add_dicom,
         moving.relink,
         moving.pack,

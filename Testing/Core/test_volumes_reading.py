@@ -420,6 +420,20 @@ def test_two_series_are_listed_and_one_is_picked(tmp_path: Path) -> None:
         read_series(tmp_path, 3)
 
 
+def test_looking_for_series_can_be_ended_at_every_file(tmp_path: Path) -> None:
+    write_slices(tmp_path, [0.0, 2.0, 4.0])
+    seen: list[Path] = []
+
+    def stop(path: Path) -> None:
+        seen.append(path)
+        if len(seen) == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        list_series(tmp_path, on_file=stop)
+    assert seen == sorted(tmp_path.iterdir())[:2]
+
+
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"real volumes are not at {DATA}")
 def test_real_files_are_read() -> None:
     ct = read_image(DATA / "abdomen_ct/dicom")

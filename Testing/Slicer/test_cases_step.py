@@ -390,13 +390,45 @@ def dicom_series(folder, number, slices=6):
         writer.Execute(image)
 
 
+def test_looking_for_dicom_series_can_be_stopped(step, tmp_path, waitFor, monkeypatch):
+    dicom_series(tmp_path / "dicom", 1)
+    step.logic.createStudy(tmp_path / "s", {1: "Organ"})
+    wait_for_stop_at(3, monkeypatch)
+    ask(step, tmp_path / "dicom")
+    step.ui.addDicomButton.click()
+    step.ui.stopAddingButton.click()
+    waitFor(lambda: step.ui.addDicomButton.enabled, 9)
+    assert step.ui.addingLabel.text == "Stopped; nothing was changed." and not rows(step)
+
+
+def test_folder_without_dicom_is_said(step, tmp_path, waitFor):
+    (tmp_path / "none").mkdir()
+    step.logic.createStudy(tmp_path / "s", {1: "Organ"})
+    ask(step, tmp_path / "none")
+    step.ui.addDicomButton.click()
+    waitFor(lambda: step.ui.addDicomButton.enabled, 60)
+    assert "holds no DICOM images" in step.panel.ui.errorLabel.text and step.ui.addingLabel.text == ""
+
+
+def test_which_series_is_not_asked_for_another_study(step, tmp_path, waitFor):
+    dicom_series(tmp_path / "dicom", 1)
+    dicom_series(tmp_path / "dicom", 2)
+    step.logic.createStudy(tmp_path / "s", {1: "Organ"})
+    ask(step, tmp_path / "dicom")
+    step.ui.addDicomButton.click()
+    step.logic.createStudy(tmp_path / "other", {1: "Organ"})
+    waitFor(lambda: step.ui.addDicomButton.enabled, 60)
+    assert not rows(step) and step.panel.ui.errorLabel.text == ""
+
+
 def test_dicom_series_is_chosen_and_added(step, tmp_path, waitFor):
     dicom_series(tmp_path / "dicom", 1)
     dicom_series(tmp_path / "dicom", 2, slices=8)
     step.logic.createStudy(tmp_path / "s", {1: "Organ"})
     asked = ask(step, tmp_path / "dicom", 1).asked
     step.ui.addDicomButton.click()
-    assert len(asked[1][2]) == 2 and "8 MR slices" in asked[1][2][1] and "Doe" not in str(asked)
+    assert len(asked) == 1 and step.ui.stopAddingButton.enabled, "the headers are read by another process"
     waitFor(lambda: step.ui.addDicomButton.enabled, 60)
+    assert len(asked[1][2]) == 2 and "8 MR slices" in asked[1][2][1] and "Doe" not in str(asked)
     assert [row[:2] for row in rows(step)] == [["case_0001", "unlabeled"]], step.panel.ui.errorLabel.text
     assert "Doe" not in (tmp_path / "s" / "study.json").read_text()
