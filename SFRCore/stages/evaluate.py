@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from ..errors import InputError, SFRError, command_line
 from ..runtime.files import write_json
+from ..runtime.identity import renewed_identity
 from ..settings import Settings
 from ..ssl import get_method
 from ..study import Case, CaseResult, Study
@@ -41,9 +43,9 @@ def evaluate(
     without both the one that made the newest result.
 
     Returns ``mean_dice`` (over structures of the means over cases), ``structures`` (means by name), ``cases``
-    and ``student`` (None for pseudo-labels). A case that cannot be scored, has no result of this model, or
-    whose label the model has learned from, is told to ``on_problem`` and left out. Raises InputError where
-    none can be scored.
+    and ``student`` (None for pseudo-labels). A case that cannot be scored, has no result of this model, has
+    one of another image than its file is now, or whose label the model has learned from, is told to
+    ``on_problem`` and left out. Raises InputError where none can be scored.
     """
     chosen = _chosen(study, cases)
     student = _asked(kind, recipe, ssl)
@@ -69,6 +71,7 @@ def evaluate(
             continue
         try:
             _refuse_learned(study, case, result)
+            _refuse_replaced(study, case, result)
             scores = _score(study, case, result, mode, millimetres)
         except SFRError as error:
             problems += 1
@@ -165,6 +168,23 @@ def _refuse_learned(study: Study, case: Case, result: CaseResult) -> None:
             else f"Only labels of test cases are forgotten: make it a test case first ({role}), then run the "
             "study again.",
             code="seen",
+        )
+
+
+def _refuse_replaced(study: Study, case: Case, result: CaseResult) -> None:
+    """Raise InputError where the result was made of another image than the case's file is now; of one that
+    cannot be read, what is on record counts.
+    """
+    before, recorded = result.made_by.get("image"), case.image_identity
+    if before is None or not recorded:
+        return
+    with suppress(InputError):
+        recorded = renewed_identity(study.image_path(case.id), recorded)
+    if recorded.get("sha256") not in (None, before):
+        raise InputError(
+            f"Its {result.kind.replace('_', '-')} was made of another image than the one that is there now.",
+            hint="Run the study again: it is made anew.",
+            code="replaced",
         )
 
 

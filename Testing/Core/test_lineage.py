@@ -280,6 +280,27 @@ def test_a_result_by_a_model_that_knows_the_label_is_not_scored(study: Study) ->
     assert set(api.evaluate(study)["cases"]) == {"case_02", "case_05"}
 
 
+def test_a_result_of_an_image_that_was_replaced_is_not_scored(own_images: Study) -> None:
+    study = own_images
+    study.set_role(["case_04"], "test")
+    for case in study.test_cases():
+        label = sitk.ReadImage(str(study.reference_path(case.id)), sitk.sitkUInt8)
+        made = {"model": "m", "student": "sfr-mean_teacher", "image": lineage.image_hash(case)}
+        numbers = {
+            "mean_confidence": 0.9, "expected_dice": 0.9, "expected_dice_by_structure": {}, "volume_ml": {},
+            "slices": [], "doubtful_slice": 0, "made_by": made,
+        }  # fmt: skip
+        study.write_result(case.id, "prediction", label, label * 0 + 200, numbers)
+    assert set(api.evaluate(study)["cases"]) == {"case_04", "case_05"}
+    image = study.image_path("case_04")
+    sitk.WriteImage(sitk.ReadImage(str(image)) + 1, str(image))
+    told: dict[str, Any] = {}
+    scores = api.evaluate(study, on_problem=told.__setitem__)
+    assert set(scores["cases"]) == {"case_05"} and "of another image" in told["case_04"].message
+    with Away(study, "case_05"):
+        assert set(api.evaluate(study)["cases"]) == {"case_05"}, "scoring needs no image"
+
+
 def test_scores_are_of_one_student(own_images: Study) -> None:
     study = own_images
     study.set_role(["case_04"], "test")
