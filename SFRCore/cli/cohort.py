@@ -145,7 +145,7 @@ class Cohort:
             try:
                 if role == "labeled" and pair.label is None:
                     raise InputError(f"{pair.image} is to be labeled, but no label belongs to it by name.")
-                study.add(pair.image, label=pair.label, role=role, id=id, resample=resample)
+                study.add(pair.image, label=pair.label, role=role, resample=resample)
             except InputError as error:
                 self.report(pair.image, error)
             else:

@@ -15,6 +15,7 @@ from SFRCore.errors import InputError
 from SFRCore.runtime.files import file_identity
 from SFRCore.study.case import ROLES, Case, case_id_from, check_case_id, same_id_key
 from SFRCore.study.folder import without_tags
+from SFRCore.study.images import refuse_tested_twin, twins
 from SFRCore.study.labels import Labels
 from SFRCore.study.pairing import OnProblem, image_stem
 from SFRCore.volumes import Geometry, VolumeError, read_image
@@ -26,13 +27,16 @@ _NUMBERED = re.compile(r"^case_(\d+)$", re.IGNORECASE)
 
 @dataclass
 class Prepared:
-    """A case that was checked, its files staged; only its place in the study is still to be taken."""
+    """A case that was checked, its files staged; only its place in the study is still to be taken. With
+    `again` its image may be that of another case.
+    """
 
     id: str | None
     role: str
     source: Path | None
     image: str | None = None
     identity: dict[str, Any] | None = None
+    again: bool = False
     staged: dict[str, Path] = field(default_factory=dict)
 
     def discard(self) -> None:
@@ -77,7 +81,7 @@ class Intake(Labels):
             raise _taken(wanted, source)
         if source is not None and id is None:
             self._refuse_twice(source)
-        prepared = Prepared(wanted, role, source)
+        prepared = Prepared(wanted, role, source, again=id is not None)
         try:
             if isinstance(image, sitk.Image):
                 prepared.staged["image"] = self._stage_image(image)
@@ -108,16 +112,19 @@ class Intake(Labels):
     def _take_in(self, prepared: Prepared, taken: set[str]) -> Case:
         """Give a prepared case its place; called under the lock.
 
-        `taken` holds the keys of all ids, and gets the new one. Raises `InputError` where the id is taken.
+        `taken` holds the keys of all ids, and gets the new one. Raises `InputError` where the id is taken, or
+        the image is that of another case.
         """
         id = prepared.id or self._next_number()
         if same_id_key(id) in taken:
             raise _taken(id, prepared.source)
+        case = Case(id, prepared.image or "", prepared.role, image_identity=prepared.identity)
+        refuse_tested_twin(case, case.role, self.cases.values(), source=prepared.source)
+        if not prepared.again and (same := twins(case, self.cases.values())):
+            raise _twice(prepared.source, same[0])
         self._set_aside(f"labels/{id}")
-        image = prepared.image
-        if image is None:
-            image = self._place(prepared.staged["image"], self._unused(f"images/{id}", ".nrrd"))
-        case = Case(id, image, prepared.role, image_identity=prepared.identity)
+        if not case.image:
+            case.image = self._place(prepared.staged["image"], self._unused(f"images/{id}", ".nrrd"))
         if "label" in prepared.staged:
             self._place_label(case, prepared.staged["label"], "expert")
         if "reference" in prepared.staged:
@@ -132,11 +139,7 @@ class Intake(Labels):
         stored = self._stored_path(source)
         twin = next((case for case in self.cases.values() if case.image == stored), None)
         if twin is not None:
-            raise InputError(
-                f"{source} was not added, because it is case {twin.id} of the study already.",
-                hint="Give an id of its own to have it twice.",
-                code="case_exists",
-            )
+            raise _twice(source, twin)
 
     def _next_number(self) -> str:
         numbers = [int(match[1]) for id in self.cases if (match := _NUMBERED.match(id))]
@@ -225,6 +228,14 @@ def _id_of(source: Path | None) -> str | None:
     if source is None or source.is_dir() or source.suffix.lower() in (".dcm", ".ima", ""):
         return None
     return case_id_from(image_stem(source))
+
+
+def _twice(source: Path | None, twin: Case) -> InputError:
+    what = "The image" if source is None else str(source)
+    message = f"{what} was not added, because its image is case {twin.id} of the study already."
+    return InputError(
+        message, hint="To have it twice, add it by itself with an id of its own.", code="case_exists"
+    )
 
 
 def _taken(id: str, source: Path | None) -> InputError:

@@ -16,6 +16,7 @@ from SFRCore.errors import InputError
 from SFRCore.runtime.files import atomic_path, explained_write_error
 from SFRCore.study.case import LABEL_FILE, ORIGINS, ROLES, Case
 from SFRCore.study.folder import StudyFolder
+from SFRCore.study.images import refuse_tested_twin
 from SFRCore.volumes import Geometry, check_label, read_label
 
 _REVIEW_OF = {"expert": "unseen", "accepted": "accepted", "corrected": "corrected"}
@@ -96,7 +97,8 @@ class Labels(StudyFolder):
         A reference that was made so is made anew of a newer label that an expert drew or corrected; one that
         was given by itself stays.
 
-        Raises `InputError` for labeled where a case has no label.
+        Raises `InputError` for labeled where a case has no label, and where an image would both be learned
+        from and tested on.
         """
         if role not in ROLES:
             raise InputError(f"'{role}' is not a role.", hint=f"A case can be {', '.join(ROLES)}.")
@@ -112,8 +114,10 @@ class Labels(StudyFolder):
                     )
             for case in found:
                 case.role = role
-                if role == "test":
-                    self._label_as_reference(case)
+            for case in found:
+                refuse_tested_twin(case, role, self.cases.values())
+            for case in found if role == "test" else ():
+                self._label_as_reference(case)
 
     def flag(self, id: str, problem: str | None) -> None:
         """Note why a case is left out; None takes the note away."""
@@ -146,7 +150,8 @@ class Labels(StudyFolder):
         The file is on the disk, under a number of its own, before study.json names it: a process killed
         between the two leaves a label that the next `open` takes up.
 
-        Raises `InputError` for a test case, or where the label does not fit the image or the structures.
+        Raises `InputError` for a test case and for the image of one, or where the label does not fit the
+        image or the structures.
         """
         self.check_writable()
         if origin not in ORIGINS:
@@ -160,6 +165,7 @@ class Labels(StudyFolder):
             with self.transaction("accepting a label"):
                 case = self.case(id)
                 self._refuse_test(case)
+                refuse_tested_twin(case, "labeled", self.cases.values())
                 relative = self._place_label(case, staged, origin)
                 case.role = "labeled"
         finally:

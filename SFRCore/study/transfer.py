@@ -15,11 +15,11 @@ from typing import Any
 from SFRCore.errors import DiskFull, InputError
 from SFRCore.runtime.files import atomic_path, file_identity, free_space, full_suffix, same_file_quick
 from SFRCore.study.case import Case
+from SFRCore.study.images import DETACHED
 from SFRCore.study.intake import Intake, absolute
 from SFRCore.study.pairing import OnImage
 from SFRCore.volumes import read_image, write_volume
 
-_DETACHED = (".mhd", ".nhdr", ".hdr")
 _COMMIT_SECONDS = 5.0
 _SPARE_BYTES = 50 << 20
 
@@ -120,7 +120,7 @@ class Transfer(Intake):
     def _copy_in(self, id: str, source: Path) -> Path:
         folder = source.is_dir()
         base, suffix = f"images/{id}", "" if folder else full_suffix(source)
-        if not folder and suffix.lower() in _DETACHED:
+        if not folder and suffix.lower() in DETACHED:
             return write_volume(read_image(source), self._inside(self._unused(base, ".nrrd")))
         left = self._inside(base + suffix)  # by a packing that was cut off
         if left.is_dir() == folder and left.exists() and same_file_quick(source, file_identity(left)):

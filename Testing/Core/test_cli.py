@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -205,6 +206,17 @@ def test_a_study_without_labels_names_the_command_that_gives_one(
     assert Study.open(study).case("case_01").role == "labeled"
 
 
+def test_init_leaves_a_copy_of_an_image_out(cohort: tuple[Path, Path], tmp_path: Path) -> None:
+    images = Path(shutil.copytree(cohort[0], tmp_path / "images"))
+    shutil.copy(images / "case_01.nrrd", images / "copy.nrrd")
+    words = ["--images", images, "--structures", STRUCTURES, "--test"]
+    result = sfr("init", tmp_path / "s", *words, "copy")
+    assert "copy.nrrd cannot be a test case, because its image is that of case case_01" in flat(result.stderr)
+    sfr("init", tmp_path / "t", *words, 2)
+    roles = {id: case.role for id, case in Study.open(tmp_path / "t").cases.items()}
+    assert len(roles) == 6 and [id for id, role in roles.items() if role == "test"] == ["case_05", "case_06"]
+
+
 def test_init_in_a_folder_that_is_not_empty_is_whole_or_begun_anew(
     cohort: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,7 +383,7 @@ def test_add_a_file_with_its_label_and_a_folder(cohort: tuple[Path, Path], tmp_p
     more = tmp_path / "more"
     more.mkdir()
     for n in (3, 4):
-        (more / f"new_{n}.nrrd").write_bytes((images / f"case_0{n}.nrrd").read_bytes())
+        sitk.WriteImage(sitk.ReadImage(str(images / f"case_0{n}.nrrd")) + 1, str(more / f"new_{n}.nrrd"))
         (more / f"new_{n}_seg.nrrd").write_bytes((labels / f"case_0{n}.nrrd").read_bytes())
     (more / "bad.nrrd").write_bytes(b"")
     result = sfr("add", study, more, "--role", "test", "--json")

@@ -403,7 +403,8 @@ def test_threads_share_one_study_object(study: Study, image: Path):
 def test_processes_that_add_at_once_lose_no_case(study: Study, tmp_path: Path):
     for index in range(8):
         write(make_image(index), tmp_path / f"p{index // 4}" / f"c{index}.nrrd")
-        write(make_image(index), tmp_path / f"p{index // 4}" / "same.nrrd")
+    for folder in range(2):
+        write(make_image(8 + folder), tmp_path / f"p{folder}" / "same.nrrd")
 
     def add_all(folder: Path) -> int:
         """How many were refused because the other process had taken their id."""
@@ -523,8 +524,9 @@ def test_several_values_of_a_label_can_be_one_structure(tmp_path: Path, image: P
 
 
 def test_label_of_an_unlabeled_or_test_case_is_its_reference(study: Study, image: Path, tmp_path: Path):
-    for role in ("unlabeled", "test"):
-        case = study.add(image, label=make_label(), role=role, id=role)
+    other = write(make_image(1), tmp_path / "other.nrrd")
+    for role, path in (("test", other), ("unlabeled", image)):
+        case = study.add(path, label=make_label(), role=role, id=role)
         assert case.label is None and case.reference == f"references/{role}.nrrd" and case.role == role
         with pytest.raises(InputError, match="takes one label"):
             study.add(image, label=make_label(), reference=make_label(), role=role, id="both")
@@ -548,6 +550,48 @@ def test_id_is_taken_once_also_in_other_letters(study: Study, image: Path, tmp_p
         study.add(other)
     assert caught.value.code == "case_exists" and str(other) in caught.value.message
     assert len(study.cases) == 1 and study.add(other, id="scan01 b").id == "scan01 b"
+
+
+def test_one_image_is_never_learned_from_and_tested_on(study: Study, image: Path, tmp_path: Path):
+    copy = write(make_image(), tmp_path / "copy.nrrd")
+    study.add(image, label=make_label())
+    with pytest.raises(
+        InputError, match=r"copy\.nrrd cannot be a test case, because its image is that of case scan01"
+    ):
+        study.add(copy, reference=make_label(), role="test")
+    with pytest.raises(
+        InputError, match=r"copy\.nrrd was not added, because its image is case scan01"
+    ) as caught:
+        study.add(copy)
+    assert "id of its own" in caught.value.hint and list(study.cases) == ["scan01"]
+    study.add(copy, id="twin")
+    for id in ("twin", "scan01"):
+        with pytest.raises(InputError, match="must not be tested on"):
+            study.set_role(id, "test")
+    study.set_role("scan01", "ignored")
+    study.set_role("twin", "test")
+    with pytest.raises(InputError, match="scan01 cannot be labeled, because its image is that of case twin"):
+        study.accept_label("scan01", make_label())
+    assert study.case("scan01").role == "ignored" and len(study.history("scan01")) == 1
+    study.set_role(["scan01", "twin"], "test")
+
+
+def test_detached_headers_that_are_alike_are_not_one_image(study: Study, tmp_path: Path):
+    for index, name in enumerate("ab"):
+        write(make_image(index), tmp_path / name / "scan.mhd")
+    study.add(tmp_path / "a" / "scan.mhd")
+    study.add(tmp_path / "b" / "scan.mhd", id="b", role="test")
+    one, two = (case.image_identity or {} for case in study.cases.values())
+    assert one["sha256"] == two["sha256"]
+
+
+def test_a_folder_leaves_copies_of_an_image_out(study: Study, tmp_path: Path):
+    for name, seed in (("a", 0), ("b", 1), ("copy_of_a", 0)):
+        write(make_image(seed), tmp_path / "in" / f"{name}.nrrd")
+    problems: dict[str, str] = {}
+    study.add_folder(tmp_path / "in", on_problem=lambda path, error: problems.update({path.name: str(error)}))
+    assert list(study.cases) == ["a", "b"]
+    assert list(problems) == ["copy_of_a.nrrd"] and "its image is case a " in problems["copy_of_a.nrrd"]
 
 
 def test_labels_left_by_an_adding_that_was_cut_off_are_not_the_new_cases(study: Study, image: Path):
@@ -651,8 +695,8 @@ def test_numbered_cases_are_no_channels(tmp_path: Path, names, labels, left_out)
 
 
 def test_adding_a_folder_is_stopped_between_two_images(study: Study, tmp_path: Path):
-    for name in "abcd":
-        write(make_image(), tmp_path / "in" / f"{name}.nrrd")
+    for index, name in enumerate("abcd"):
+        write(make_image(index), tmp_path / "in" / f"{name}.nrrd")
 
     def stop(path: Path) -> None:
         if path.name == "c.nrrd":
