@@ -21,15 +21,18 @@ logger = logging.getLogger(__name__)
 LOOKED_INTO = 12
 """Volumes whose voxels are read to tell CT from MR; the headers of all are read."""
 SAMPLES = 20000
+MEASURED_ON = "measured_on"
+"""In a plan's file: the cases whose labels told where the Hounsfield range was measured."""
 
 
-_new: dict[Path, Plan] = {}
-"""Plans made in this process that no training began with yet."""
+_new: dict[Path, tuple[Plan, list[str]]] = {}
+"""Plans made in this process that no training began with yet, and what they were measured on."""
 
 
 def plan_for(study: Study, settings: Settings, device: Device) -> Plan:
     """The study's plan: the one its models were made by, while preset, patch, foundation and structures stay
-    the same; it is kept when the first training with it begins (:func:`keep_plan`).
+    the same; it is kept when the first training with it begins (:func:`keep_plan`). A new one is made where
+    it was measured on the label of what is a test case now.
 
     Raises InputError where no volume can be read or the preset is unknown.
     """
@@ -45,26 +48,37 @@ def plan_for(study: Study, settings: Settings, device: Device) -> Plan:
 
 def saved_plan(study: Study, settings: Settings) -> Plan | None:
     """The plan that a training of this study has kept, with this run's iterations; None before the first."""
-    path = _plan_path(study, settings)
-    return with_settings(Plan.from_dict(read_json(path)), settings) if path.is_file() else None
+    plan = _kept(study, _plan_path(study, settings))
+    return None if plan is None else with_settings(plan, settings)
 
 
 def keep_plan(study: Study, settings: Settings) -> None:
     """Write a plan that was made in this process: from now on models depend on it, on any computer."""
     path = _plan_path(study, settings)
-    plan = _new.pop(path, None)
-    if plan is not None:
-        write_json(path, plan.to_dict())
+    made = _new.pop(path, None)
+    if made is not None:
+        plan, measured_on = made
+        write_json(path, plan.to_dict() | {MEASURED_ON: measured_on})
 
 
 def _plan_or_survey(study: Study, settings: Settings, device: Device) -> Plan:
     """The saved plan, or a new one; without this run's iterations."""
     path = _plan_path(study, settings)
-    if path.is_file():
+    plan = _kept(study, path)
+    if plan is not None:
         _new.pop(path, None)
-        return Plan.from_dict(read_json(path))
+        return plan
     _new[path] = _survey(study, settings.with_(iterations_finetune=None, iterations_retrain=None), device)
-    return _new[path]
+    return _new[path][0]
+
+
+def _kept(study: Study, path: Path) -> Plan | None:
+    """The plan in a file; None without one, or where it tells of the label of what is a test case now."""
+    if not path.is_file():
+        return None
+    values = read_json(path)
+    tests = {case.id for case in study.test_cases()}
+    return Plan.from_dict(values) if tests.isdisjoint(values.get(MEASURED_ON, ())) else None
 
 
 def _plan_path(study: Study, settings: Settings) -> Path:
@@ -75,7 +89,8 @@ def _plan_path(study: Study, settings: Settings) -> Path:
     return study.models_dir / f"plan-{key}.json"
 
 
-def _survey(study: Study, settings: Settings, device: Device) -> Plan:
+def _survey(study: Study, settings: Settings, device: Device) -> tuple[Plan, list[str]]:
+    """A new plan, and the cases on whose labels it was measured."""
     from ..foundation.choice import foundation_spec
 
     preset = get_preset(settings.preset or study.preset)
@@ -97,14 +112,14 @@ def _survey(study: Study, settings: Settings, device: Device) -> Plan:
     shapes = [CaseShape(frame.native_shape, frame.native_spacing) for frame in frames.values()]
     if preset.name == "auto":
         shapes += _looked_into(study, frames)
-    ct = None
+    ct, measured_on = None, list[str]()
     if preset.normalisation == "ct_percentile" or (
         preset.name == "auto" and _looks_like_ct([shape for shape in shapes if shape.least is not None])
     ):
-        ct = _fit_ct(study, values)
+        ct, measured_on = _fit_ct(study, values)
     spec = foundation_spec(settings.foundation)
     names = [structure.name for structure in study.structures]
-    return make_plan(
+    plan = make_plan(
         settings,
         preset.name,
         shapes,
@@ -117,6 +132,7 @@ def _survey(study: Study, settings: Settings, device: Device) -> Plan:
         gpu=device.is_gpu,
         ct=ct,
     )
+    return plan, measured_on
 
 
 def _looked_into(study: Study, frames: dict[str, Frame]) -> list[CaseShape]:
@@ -137,17 +153,19 @@ def _looks_like_ct(shapes: Sequence[CaseShape]) -> bool:
     return bool(shapes) and float(np.median([shape.least for shape in shapes])) <= -500  # type: ignore[arg-type]
 
 
-def _fit_ct(study: Study, values: Sequence[int]) -> Normalisation | None:
-    """Hounsfield range of the labeled structures; None where no labeled case can be read."""
+def _fit_ct(study: Study, values: Sequence[int]) -> tuple[Normalisation | None, list[str]]:
+    """Hounsfield range of the labeled structures, and the cases it is of; None where none can be read."""
     rng = np.random.default_rng(0)
-    samples: list[np.ndarray] = []
+    samples: dict[str, np.ndarray] = {}
     for case in study.labeled_cases():
         try:
-            samples.append(_foreground(study, case, values, rng))
+            samples[case.id] = _foreground(study, case, values, rng)
         except (SFRError, OSError, RuntimeError) as error:
             logger.info("case %s cannot be sampled: %s", case.id, error)
-    found = np.concatenate(samples) if samples else np.empty(0)
-    return Normalisation.fit_ct(found) if found.size and found.min() < found.max() else None
+    found = np.concatenate(list(samples.values())) if samples else np.empty(0)
+    if not found.size or found.min() == found.max():
+        return None, []
+    return Normalisation.fit_ct(found), list(samples)
 
 
 def _foreground(study: Study, case: Case, values: Sequence[int], rng: np.random.Generator) -> np.ndarray:

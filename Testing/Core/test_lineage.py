@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
@@ -278,6 +279,32 @@ def test_a_result_by_a_model_that_knows_the_label_is_not_scored(study: Study) ->
     assert set(scores["cases"]) == {"case_05"} and told == {"case_02": "seen"}
     run(study)
     assert set(api.evaluate(study)["cases"]) == {"case_02", "case_05"}
+
+
+def test_the_hounsfield_range_forgets_the_label_of_a_test_case(tmp_path: Path) -> None:
+    study = Study.create(tmp_path / "study", structures={1: "Organ"})
+    noise = np.random.default_rng(0).normal(size=(10, 12, 12))
+    mask = np.zeros(noise.shape, np.uint8)
+    mask[3:7, 3:9, 3:9] = 1
+    for name, hounsfield in (("a", 50), ("b", 400)):
+        image = sitk.GetImageFromArray((noise + np.where(mask, hounsfield, -1000)).astype(np.float32))
+        study.add(image, label=sitk.GetImageFromArray(mask), id=name)
+    settings, here = Settings.of(patch=(16, 16, 16)), device(gpu=False)
+
+    def highest() -> float:
+        made = survey.plan_for(study, settings, here).preprocessing.normalisation
+        survey.keep_plan(study, settings)
+        assert made.kind == "ct_percentile" and made.high is not None
+        return made.high
+
+    both = highest()
+    study.set_role("b", "ignored")
+    assert both > 390 and highest() == both, "the plan that a training began with is kept"
+    study.set_role("b", "test")
+    assert survey.saved_plan(study, settings) is None
+    assert highest() < 60
+    kept = survey.saved_plan(study, settings)
+    assert kept is not None and kept.preprocessing.normalisation.high == highest()
 
 
 def test_a_result_of_an_image_that_was_replaced_is_not_scored(own_images: Study) -> None:
