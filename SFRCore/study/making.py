@@ -6,11 +6,12 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from SFRCore.errors import InputError
 from SFRCore.runtime.files import left_behind, process_mark, write_text
+from SFRCore.runtime.locks import FileLock
 from SFRCore.study.folder import OWN_FOLDERS, STUDY_FILE
 
 MARK = ".making"
@@ -24,18 +25,23 @@ def making(root: Path) -> Iterator[None]:
     What a making that was cut off has left is removed first. Raises `InputError` where there is a study, a
     folder that is called like one of its own, or another process that makes one.
     """
-    if _is_half_made(root):
-        if not _is_abandoned(root / MARK):
-            raise InputError(f"{root} is being made by another process.", hint="Wait until it is done.")
-        _remove_made(root)
-    refuse_existing(root)
-    write_text(root / MARK, process_mark() + "\n")
+    if not _is_half_made(root):
+        refuse_existing(root)
+    with FileLock(root / ".lock", purpose="making the study"):
+        if _is_half_made(root):
+            if not _is_abandoned(root / MARK):
+                raise InputError(f"{root} is being made by another process.", hint="Wait until it is done.")
+            _remove_made(root)
+        refuse_existing(root)
+        write_text(root / MARK, process_mark() + "\n")
     try:
         yield
     except BaseException:
-        _remove_made(root)
+        if _is_own(root / MARK):
+            _remove_made(root)
         raise
-    (root / MARK).unlink()
+    if _is_own(root / MARK):
+        (root / MARK).unlink()
 
 
 def refuse_half_made(root: Path) -> None:
@@ -72,6 +78,13 @@ def _is_abandoned(mark: Path) -> bool:
     except (OSError, UnicodeDecodeError):
         return False
     return made is not None and left_behind(mark, int(made[1]), made[2])
+
+
+def _is_own(mark: Path) -> bool:
+    """Whether the mark is this process's: another that took it for dead may have begun anew."""
+    with suppress(OSError, UnicodeDecodeError):
+        return mark.read_text(encoding="utf-8").strip() == process_mark()
+    return False
 
 
 def _remove_made(root: Path) -> None:

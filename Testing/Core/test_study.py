@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import ntpath
 import os
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from SFRCore.errors import Cancelled, DiskFull, InputError
 from SFRCore.runtime.locks import FileLock
-from SFRCore.study import Case, Structure, Study, as_structures, default_color, parse_structures
+from SFRCore.study import Case, Structure, Study, as_structures, default_color, making, parse_structures
 from SFRCore.study.case import case_id_from, check_case_id, check_inside
 from SFRCore.study.document import SCHEMA_VERSION, Document
 from SFRCore.study.pairing import image_stem, label_stem, pair_files, stem
@@ -97,6 +98,49 @@ def test_created_study_opens_with_what_it_was_given(tmp_path: Path):
     assert opened.cases == {} and not opened.readonly and opened.outside_files() == []
     assert Study.open(made.root / "study.json").root == made.root
     assert json.loads((made.root / "study.json").read_text())["schema_version"] == SCHEMA_VERSION == 1
+
+
+def test_two_that_make_a_study_in_one_folder_leave_one_whole(
+    tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Both have looked into the folder before either marks it; the loser fails after the winner is done."""
+    root = tmp_path / "mine"
+    write(make_image(), root / "notes.nrrd")
+    both, done, said = threading.Barrier(2), threading.Event(), []
+    write_text = making.write_text
+
+    def marked(*words) -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.3)
+        write_text(*words)
+
+    def make(first: bool) -> None:
+        try:
+            with making.making(root):
+                if not first:
+                    done.wait(5)
+                Study.create(root, structures={1: "Left atrium"}).add(image)
+        except InputError as error:
+            said.append(error.message)
+        finally:
+            done.set()
+
+    monkeypatch.setattr(making, "write_text", marked)
+    threads = [threading.Thread(target=make, args=(first,)) for first in (True, False)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(Study.open(root).cases) == ["scan01"] and len(said) == 1
+    assert (root / "notes.nrrd").is_file() and not (root / making.MARK).exists()
+
+
+def test_a_failed_making_removes_only_what_is_its_own(tmp_path: Path):
+    with pytest.raises(RuntimeError), making.making(tmp_path):
+        Study.create(tmp_path, structures={1: "Left atrium"})
+        (tmp_path / making.MARK).write_text("1-abcdef\n")  # by one that took this process for dead
+        raise RuntimeError
+    assert (tmp_path / "study.json").is_file() and (tmp_path / making.MARK).is_file()
 
 
 def test_create_refuses_a_folder_that_is_in_use(study: Study, tmp_path: Path):
