@@ -230,7 +230,8 @@ def test_reasons_are_those_of_the_stages(
     assert FEW_ITERATIONS in plan.reasons
     reasons = reasons_for(plan, stages, input)
     assert reasons[0] == plan.reasons[0] and any(STITCHED in reason for reason in reasons) == stitched
-    said = [reason.split("iterations ")[1].split(" instead")[0] for reason in reasons if "iterations" in reason]
+    few = [reason for reason in reasons if "iterations" in reason]
+    said = [reason.split("iterations ")[1].split(" instead")[0] for reason in few]
     assert said == iterations
     own = with_settings(plan, Settings(iterations_finetune=7))
     kept = [reason for reason in reasons_for(own, stages, input) if "iterations" in reason]
