@@ -57,6 +57,17 @@ class DiskFull(SFRError):
     exit_code = 4
 
 
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
+
+
+def says_no_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, in PyTorch's words on a GPU, on Linux and macOS, or on
+    Windows, or in those of cuDNN and cuBLAS.
+    """
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY)
+
+
 def described(error: BaseException) -> str:
     """What an exception that nobody expected says, with the last line of our own code that it came through:
     for one who mends code. A library's line, as torch's, helps nobody; a syntax error says its own.

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from SFRCore import __version__
 from SFRCore.cli.display import console, print_json
-from SFRCore.errors import Cancelled, DiskFull, OutOfMemory, SFRError, described
+from SFRCore.errors import Cancelled, DiskFull, OutOfMemory, SFRError, described, says_no_memory
 from SFRCore.runtime.leases import in_use
 
 EXAMPLE = "\n\n[bold]Example:[/bold]  "
@@ -108,7 +108,7 @@ def _explain(error: BaseException) -> SFRError:
         where = f"The details are in {log}."
     except OSError:
         where = f"The details could not be written to {log}."
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+    if says_no_memory(error):
         return OutOfMemory(
             "The memory of this computer or of its GPU ran out.",
             hint=f"Close other programs, or choose a smaller patch. {where}",

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..errors import InputError, OutOfMemory
+from ..errors import InputError, OutOfMemory, says_no_memory
 
 
 @dataclass(frozen=True)
@@ -151,16 +151,11 @@ def available_memory(device: torch.device) -> int:
     return 8 << 30
 
 
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
-"""What PyTorch says on a GPU, on Linux and macOS, on Windows, and what cuDNN and cuBLAS say."""
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception means that memory ran out, on a GPU or on the computer."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if isinstance(error, torch.OutOfMemoryError):
         return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
+    return isinstance(error, RuntimeError | MemoryError) and says_no_memory(error)
 
 
 @contextlib.contextmanager
