@@ -350,7 +350,8 @@ class ReviewStep(ReviewDisplay):
         if self.view is None or self.section.collapsed:
             return
         self.layers.remember()
-        self.layers.alone(self.view.segmentation)
+        if fit:  # later the user may show one beside it
+            self.layers.alone(self.view.segmentation)
         self.view.show(
             with_doubt=self.ui.showDoubtCheckBox.checked,
             opacity=self.ui.opacitySlider.value,

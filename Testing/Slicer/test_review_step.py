@@ -380,6 +380,10 @@ def test_loaded_results_are_hidden_while_a_case_is_reviewed(review):
     choose(review, "b")
     nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
     assert [node for node in nodes if node.GetDisplayNode().GetVisibility()] == [review.view.segmentation]
+    loaded[0].SetDisplayVisibility(True)
+    review.ui.showDoubtCheckBox.toggle()
+    assert loaded[0].GetDisplayNode().GetVisibility(), "what the user shows beside the case stays"
+    review.ui.showDoubtCheckBox.toggle()
     review.leaveCase()
     review.layers.restore()
     assert all(node.GetDisplayNode().GetVisibility() for node in loaded)
