@@ -23,9 +23,9 @@ from SFRCore.runtime.transfer import RemoteFile
 from SFRCore.study import Study
 
 
-def volume(path: Path, label: bool = False) -> bytes:
+def volume(path: Path, value: int = 100, label: bool = False) -> bytes:
     voxels = np.zeros((6, 8, 10), np.uint8 if label else np.int16)
-    voxels[2:4, 3:6, 4:7] = 1 if label else 100
+    voxels[2:4, 3:6, 4:7] = 1 if label else value
     image = sitk.GetImageFromArray(voxels)
     image.SetSpacing((1.25, 1.25, 2.7))
     sitk.WriteImage(image, str(path))
@@ -48,14 +48,18 @@ def archive(path: Path, entries: dict[str, bytes | tarfile.TarInfo]) -> Path:
 def decathlon(tmp_path_factory) -> bytes:
     """A small archive of the Decathlon's make: ten labeled volumes, two without, and what macOS adds."""
     folder = tmp_path_factory.mktemp("made")
-    image, label = volume(folder / "image.nii.gz"), volume(folder / "label.nii.gz", label=True)
+    label = volume(folder / "label.nii.gz", label=True)
     entries: dict[str, bytes | tarfile.TarInfo] = {"Task02_Heart/dataset.json": os.urandom(400_000)}
     for number in range(3, 13):
-        entries[f"Task02_Heart/imagesTr/la_{number:03d}.nii.gz"] = image
+        entries[f"Task02_Heart/imagesTr/la_{number:03d}.nii.gz"] = volume(
+            folder / "image.nii.gz", 100 + number
+        )
         entries[f"Task02_Heart/labelsTr/la_{number:03d}.nii.gz"] = label
         entries[f"./Task02_Heart/imagesTr/._la_{number:03d}.nii.gz"] = b"resource fork"
     for number in (1, 2):
-        entries[f"Task02_Heart/imagesTs/la_{number:03d}.nii.gz"] = image
+        entries[f"Task02_Heart/imagesTs/la_{number:03d}.nii.gz"] = volume(
+            folder / "image.nii.gz", 100 + number
+        )
     return archive(folder / "small.tar", entries).read_bytes()
 
 
