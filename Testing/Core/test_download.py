@@ -140,7 +140,7 @@ def test_a_spoilt_file_in_place_is_replaced(server: str, tmp_path: Path) -> None
     assert download("vit_b", tmp_path, base_url=server).read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("content", [b"y" * len(CONTENT), CONTENT + b"more"])
+@pytest.mark.parametrize("content", [b"y" * len(CONTENT), CONTENT + b"more"], ids=["other", "longer"])
 def test_other_content_is_refused_and_removed(server: str, tmp_path: Path, content: bytes) -> None:
     Server.content = content
     with pytest.raises(DownloadError, match="checksum differs"):
