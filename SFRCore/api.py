@@ -58,7 +58,8 @@ def run_stage(
 
     if stage not in SINGLE_STAGES:
         raise InputError(f"There is no stage '{stage}'.", hint=f"Stages: {', '.join(SINGLE_STAGES)}.")
-    settings = _settings(study, options)
+    # Predicting takes the student alone: the foundation's file may be on another computer.
+    settings = Settings.of(**options) if stage == "predict" else _settings(study, options)
     newest = options.get("recipe") is None and options.get("ssl") is None
     with _working(study, stage, settings, on_event, (stage,), newest=newest) as context:
         _tell_estimate(context, (stage,))
@@ -212,11 +213,20 @@ def _settings(study: AnyStudy, options: Mapping[str, Any]) -> Settings:
     """The settings of a run. Where nothing is said of the foundation it is that of the run before: a run that
     is given again without it goes on, and does not begin anew with a ``tiny``.
     """
+    from .foundation.spec import SPECS
+
     settings = Settings.of(**options)
-    if options.get("foundation") is not None:
+    if options.get("foundation") is not None or settings.recipe == "baseline":
         return settings
     before = last_foundation(opened(study).root)
-    return settings if before is None else settings.with_(foundation=before)
+    if before is None:
+        return settings
+    if before not in SPECS and not Path(before).expanduser().is_file():
+        raise InputError(
+            f"The foundation of the run before, {before}, is not there any more.",
+            hint="Bring the file back, or say with --foundation which one to use.",
+        )
+    return settings.with_(foundation=before)
 
 
 @contextmanager

@@ -153,10 +153,13 @@ def run_folders(study_root: Path | str) -> list[RunFolder]:
 
 
 def last_foundation(study_root: Path | str) -> str | None:
-    """The foundation of the newest run that has one; None where there was none."""
+    """The foundation of the newest run that used one; None where there was none."""
     for folder in reversed(run_folders(study_root)):
-        config = folder.info().get("config")
+        info = folder.info()
+        config = info.get("config")
         settings = config.get("settings") if isinstance(config, dict) else None
-        if isinstance(settings, dict) and settings.get("recipe") != "baseline":
-            return str(settings["foundation"]) if settings.get("foundation") else None
+        if not isinstance(settings, dict) or info.get("command") == "predict":
+            continue
+        if settings.get("recipe") != "baseline" and settings.get("foundation"):
+            return str(settings["foundation"])
     return None

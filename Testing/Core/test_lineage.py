@@ -538,6 +538,14 @@ def test_a_run_given_again_has_the_foundation_of_the_one_before(study: Study, tm
     api.run(study, **(given | {"recipe": "baseline"}))
     again = api.run(study, **given)["stages"]
     assert all(done["skipped"] for name, done in again.items() if name in ("finetune", "retrain")), again
+    checkpoint.unlink()
+    with pytest.raises(InputError, match="own.pth, is not there any more") as caught:
+        api.run(study, **given)
+    assert "--foundation" in caught.value.hint
+    api.run_stage(study, "predict", **given)
+    api.run(study, **(given | {"recipe": "baseline"}))
+    with pytest.raises(InputError, match="own.pth, is not there any more"):
+        api.run(study, **given)
     assert api.run(study, foundation="tiny", **given)["stages"]["finetune"]["skipped"] is False
 
 
